@@ -1,0 +1,1 @@
+"""A playground for mixture-of-experts routing: a toy model trains live while people change how it routes."""

@@ -1,0 +1,138 @@
+"""What does a training step show, and how is the past kept?
+
+A `Snapshot` is everything the screen may know about one step: plain NumPy, frozen, copied at the border. A `History`
+keeps the last steps in one flat buffer, which may be private memory (command line, notebook) or memory shared between
+the process that trains and the process that serves the page.
+
+Shapes: L layers, E experts per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """One step as the screen may see it. Step 0 is the untrained model; step n is measured while making update n."""
+
+    step: int
+    task_loss: float  # MSE (skills) or nats per byte (text) on the training batch
+    added_loss: float  # balance loss as added to the task loss, alpha included
+    eval_loss: float  # held-out task loss, nothing dropped; NaN at steps without an evaluation
+    load_LE: np.ndarray  # (token, expert) pairs before drops
+    kept_load_LE: np.ndarray  # pairs that survive the capacity limit
+    bias_LE: np.ndarray  # selection bias used in this step, float32
+    max_vio_L: np.ndarray  # (max load - mean load) / mean load
+    fan_out_L: np.ndarray  # mean number of groups that a token touches
+    dead_experts_L: np.ndarray  # experts with under 1 % of the mean load over the last DEAD_WINDOW steps
+    dropped_fraction_L: np.ndarray  # dropped pairs / (T K)
+    fair: Fair
+    steps_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fair:
+    """What a perfectly fair random router would show at this T, K and E, from Monte Carlo draws (SPEC 5, floor)."""
+
+    max_vio: float  # mean over draws of MaxVio
+    max_vio_p95: float  # 95th percentile of MaxVio
+    min_load_p05: float  # 5th percentile of the smallest load, relative to the mean load
+
+
+def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
+    """The fixed-size row a `History` keeps per step. Loads fit 16 bits: a token counts once per expert, T <= 8192."""
+    L, LE = (num_layers,), (num_layers, num_experts)
+    return np.dtype(
+        [
+            ("step", "<u4"),
+            ("version", "<u4"),  # which settings were in force; counted by whoever changes them
+            ("task_loss", "<f4"),
+            ("added_loss", "<f4"),
+            ("eval_loss", "<f4"),
+            ("fair_max_vio", "<f4"),
+            ("fair_max_vio_p95", "<f4"),
+            ("fair_min_load_p05", "<f4"),
+            ("steps_per_second", "<f4"),
+            ("max_vio", "<f4", L),
+            ("fan_out", "<f4", L),
+            ("dropped_fraction", "<f4", L),
+            ("dead_experts", "<u2", L),
+            ("bias", "<f4", LE),
+            ("load", "<u2", LE),
+            ("kept_load", "<u2", LE),
+        ]
+    )
+
+
+HEADER = np.dtype([("epoch", "<i8"), ("count", "<i8")])
+
+
+class History:
+    """The last `capacity` steps of a run, in one flat buffer, written by one process and read by any.
+
+    Rows are numbered from 0 and row n is step n. `epoch` counts how often the run began again, so that a reader never
+    mixes two beginnings. The writer publishes a row by raising `count` after the row is complete; a reader checks
+    `epoch` and `count` again after copying and retries if the rows it copied were overwritten meanwhile.
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, capacity: int, buffer: memoryview | None = None) -> None:
+        self.dtype = record_dtype(num_layers, num_experts)
+        self.capacity = capacity
+        if buffer is None:
+            buffer = memoryview(bytearray(self.bytes_needed(num_layers, num_experts, capacity)))
+        self._header = np.frombuffer(buffer, HEADER, count=1)
+        self._rows = np.frombuffer(buffer, self.dtype, count=capacity, offset=HEADER.itemsize)
+
+    @staticmethod
+    def bytes_needed(num_layers: int, num_experts: int, capacity: int) -> int:
+        """Size of the buffer in bytes."""
+        return HEADER.itemsize + capacity * record_dtype(num_layers, num_experts).itemsize
+
+    @property
+    def epoch(self) -> int:
+        """How often this run began again."""
+        return int(self._header["epoch"][0])
+
+    @property
+    def count(self) -> int:
+        """Rows written since the last beginning; the newest step is `count - 1`."""
+        return int(self._header["count"][0])
+
+    def clear(self) -> None:
+        """Begin again: forget every row."""
+        self._header["count"] = 0
+        self._header["epoch"] += 1
+
+    def append(self, snapshot: Snapshot, version: int = 0) -> None:
+        """Write one step and publish it."""
+        count = self.count
+        row = self._rows[count % self.capacity]
+        row["step"], row["version"] = snapshot.step, version
+        for name in ("task_loss", "added_loss", "eval_loss", "steps_per_second"):
+            row[name] = getattr(snapshot, name)
+        for name in ("max_vio", "max_vio_p95", "min_load_p05"):
+            row[f"fair_{name}"] = getattr(snapshot.fair, name)
+        for name in ("max_vio", "fan_out", "dropped_fraction", "dead_experts"):
+            row[name] = getattr(snapshot, f"{name}_L")
+        for name in ("bias", "load", "kept_load"):
+            row[name] = getattr(snapshot, f"{name}_LE")
+        self._header["count"] = count + 1
+
+    def since(self, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
+        """Copies of the rows after `step`, oldest first, and the epoch they belong to.
+
+        More than `limit` rows are thinned to every n-th, the newest always among them.
+        """
+        while True:
+            epoch, count = self.epoch, self.count
+            # The oldest row may be half overwritten: the writer fills it before it raises the count.
+            first = max(step + 1, count - self.capacity + 1, 0)
+            stride = max(1, math.ceil((count - first) / limit))
+            wanted = np.arange(count - 1, first - 1, -stride)[::-1]
+            rows = self._rows[wanted % self.capacity]
+            if self.epoch == epoch and (wanted.size == 0 or wanted[0] > self.count - self.capacity):
+                return epoch, rows
