@@ -53,7 +53,9 @@ class Recipe:
     """
 
     task: str = _setting(
-        "skills", "what the model learns: `skills` (synthetic, known answer) or `text` (bytes of real text)", choices=TASKS
+        "skills",
+        "what the model learns: `skills` (synthetic, known answer) or `text` (bytes of real text)",
+        choices=TASKS,
     )
     num_experts: int = _setting(16, "routed experts per layer, E", low=2, high=256)
     d_model: int = _setting(32, "width of a token's vector, d (a multiple of 4)", low=4, high=512)
@@ -110,9 +112,7 @@ class Knobs:
         SettingsError: a value is outside the range or choices of its field.
     """
 
-    gating: str = _setting(
-        "sigmoid", "how a router's logits become affinities s", choices=("softmax", "sigmoid")
-    )
+    gating: str = _setting("sigmoid", "how a router's logits become affinities s", choices=("softmax", "sigmoid"))
     top_k: int = _setting(2, "experts chosen per token, K", low=1, high=64)
     bias_rule: str = _setting(
         "none", "what nudges the selection bias b after each step; `none` removes the bias", choices=("none", "sign")
@@ -122,7 +122,9 @@ class Knobs:
         "balance loss added to the task loss, over the whole `batch` or within each `sequence`",
         choices=("none", "batch", "sequence"),
     )
-    u: float = _setting(3e-3, "bias update speed: how far b moves per step; 0 freezes it where it is", low=0.0, high=1.0)
+    u: float = _setting(
+        3e-3, "bias update speed: how far b moves per step; 0 freezes it where it is", low=0.0, high=1.0
+    )
     alpha: float = _setting(0.1, "weight of the balance loss", low=0.0, high=100.0)
     norm_topk: bool = _setting(True, "divide a token's gates by their sum over its K experts")
     route_scale: float = _setting(1.0, "factor on every gate, applied last", low=0.01, high=100.0)

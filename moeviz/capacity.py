@@ -1,0 +1,52 @@
+"""Who is dropped when an expert or a device is full?
+
+The pairs of lowest unbiased affinity, after DeepSeek-V2 (arXiv 2405.04434, section 2.2.4): a capacity per bin, the
+tokens of some protected sequences exempt. Shapes: T tokens, K experts per token; a bin is an expert or a device.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from moeviz.config import Knobs
+
+
+def capacity(tokens: int, top_k: int, bins: int, capacity_factor: float) -> int:
+    """Pairs that one bin may take: ceil(factor * T * K / bins), exact for the decimal that people see.
+
+    In binary floats 1.1 * 100 / 10 is a little over 11 and would become 12.
+    """
+    return math.ceil(Fraction(repr(float(capacity_factor))) * tokens * top_k / bins)
+
+
+def keep(chosen_TK: Tensor, affinity_TK: Tensor, protected_T: Tensor, num_experts: int, knobs: Knobs) -> Tensor:
+    """Which (token, expert) pairs stay, as a mask of shape (T, K).
+
+    Args:
+        chosen_TK: expert ids.
+        affinity_TK: unbiased affinities of the chosen experts.
+        protected_T: tokens that are never dropped. They take their places first and may exceed the capacity.
+        num_experts: E; with `token_dropping="device"` the bins are `num_devices` contiguous blocks of experts.
+    """
+    T, K = chosen_TK.shape
+    bins = knobs.num_devices if knobs.token_dropping == "device" else num_experts
+    limit = capacity(T, K, bins, knobs.capacity_factor)
+    bin_P = chosen_TK.flatten() // (num_experts // bins)
+    protected_P = protected_T.repeat_interleave(K)
+    return (rank_in_bin(bin_P, affinity_TK.flatten(), protected_P, bins) < limit).logical_or_(protected_P).view(T, K)
+
+
+def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor, bins: int) -> Tensor:
+    """Place of each pair in its bin's queue: protected first, then by affinity; ties keep the earlier pair."""
+    by_affinity = affinity_P.argsort(descending=True, stable=True)
+    queue = (2 * bin_P + ~protected_P)[by_affinity]
+    order = by_affinity[queue.argsort(stable=True)]
+    size_B = torch.bincount(bin_P, minlength=bins)
+    start_B = size_B.cumsum(0) - size_B
+    rank_P = torch.empty_like(bin_P)
+    rank_P[order] = torch.arange(len(bin_P), device=bin_P.device) - start_B[bin_P[order]]
+    return rank_P

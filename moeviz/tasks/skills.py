@@ -1,0 +1,64 @@
+"""A task whose right answer is known: one latent skill per token, each its own random function.
+
+A token is noise + the mean of its skill + a direction common to all tokens. Its target is its skill's own tanh network
+of the noise alone, so a good router sends each skill to experts of its own. The common direction is what makes routing
+collapse: whichever experts it favours are favoured by every token. Without it nothing collapses and balancing looks
+useless. Shapes: T tokens, C skills, d model width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from moeviz.config import Recipe
+from moeviz.tasks import Batch
+
+NUM_SKILLS = 16
+ZIPF_EXPONENT = 0.5  # frequency of skill number c is proportional to c^-0.5
+SEPARATION = 0.7  # norm of a skill's own mean, in units of sqrt(d)
+COMMON_NORM = 2.5  # norm of the direction common to all tokens, in units of sqrt(d)
+LABEL_NOISE = 0.05
+HELD_OUT_SEED = 1_000_003
+
+
+class SkillsTask:
+    """Endless batches of `tokens_per_step` tokens; the loss is the mean squared error.
+
+    Targets have unit variance, so the loss is about the fraction of variance left unexplained: 1 predicts the mean.
+    """
+
+    def __init__(self, recipe: Recipe, device: str) -> None:
+        C, d = NUM_SKILLS, recipe.d_model
+        self.tokens, self.device, self.output_size = recipe.tokens_per_step, device, d
+        draw = Generator().manual_seed(recipe.seed)
+        self.frequency_C = torch.arange(1, C + 1, dtype=torch.float32) ** -ZIPF_EXPONENT
+        common_d = torch.randn(d, generator=draw)
+        self.mean_Cd = SEPARATION * torch.randn(C, d, generator=draw) + common_d * (
+            COMMON_NORM * d**0.5 / common_d.norm()
+        )
+        self.w1_Cdd = torch.randn(C, d, d, generator=draw) * d**-0.5
+        self.w2_Cdd = torch.randn(C, d, d, generator=draw) * d**-0.5
+        sample_Ctd = self._answer(torch.randn(C, 512, d, generator=draw), slice(None))
+        self.scale = float(sample_Ctd.std())
+        self.held_out = self.batch(Generator().manual_seed(recipe.seed + HELD_OUT_SEED))
+
+    def batch(self, generator: Generator) -> Batch:
+        """Draw tokens skill by skill, then shuffle them, so that every sequence mixes skills."""
+        skill_T = torch.multinomial(self.frequency_C, self.tokens, replacement=True, generator=generator).sort().values
+        noise_Td = torch.randn(self.tokens, self.mean_Cd.shape[1], generator=generator)
+        label_noise_Td = torch.randn(noise_Td.shape, generator=generator)
+        counts = torch.bincount(skill_T, minlength=NUM_SKILLS).tolist()
+        answer_Td = torch.cat([self._answer(part, skill) for skill, part in enumerate(noise_Td.split(counts))])
+        target_Td = answer_Td / self.scale + LABEL_NOISE * label_noise_Td
+        order_T = torch.randperm(self.tokens, generator=generator)
+        columns = (noise_Td + self.mean_Cd[skill_T], target_Td, skill_T)
+        return Batch(*(column[order_T].to(self.device) for column in columns))
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error over tokens and dimensions."""
+        return F.mse_loss(predictions, targets)
+
+    def _answer(self, noise: Tensor, skill: int | slice) -> Tensor:
+        return (noise @ self.w1_Cdd[skill]).tanh() @ self.w2_Cdd[skill]
