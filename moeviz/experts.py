@@ -1,8 +1,9 @@
 """How are all experts computed at once?
 
 Sort the (token, expert) pairs by expert, multiply each expert's block of rows by its own weights in one grouped
-product, and add the results back to their tokens. Nothing is padded, so the cost does not depend on balance: it is the
-same under total collapse. Shapes: T tokens, K experts per token, P = T K pairs, E experts, d model width, H hidden size.
+product, and add the results back to their tokens. Nothing is padded, so the cost does not depend on balance: it is
+the same under total collapse. Shapes: T tokens, K experts per token, P = T K pairs, E experts, d model width, H hidden
+size.
 """
 
 from __future__ import annotations

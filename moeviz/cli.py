@@ -1,0 +1,159 @@
+"""How does a researcher run the toy without a browser?"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from moeviz import export, presets
+from moeviz.config import (
+    KNOB_FIELDS,
+    RECIPE_FIELDS,
+    TASK_DEFAULTS,
+    TASKS,
+    Knobs,
+    Recipe,
+    SettingsError,
+    check,
+    parse_settings,
+    show,
+)
+from moeviz.snapshot import History
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """A playground for mixture-of-experts routing, without its page."""
+
+
+@main.command("presets")
+def list_presets() -> None:
+    """List the presets: what each does and where it comes from."""
+    for name, preset in presets.PRESETS.items():
+        click.echo(f"{name:14}{preset.title}. {preset.expect} [{preset.source}]")
+
+
+@main.command("settings")
+def list_settings() -> None:
+    """List every setting that --set takes, with its default."""
+    for kind, known in (("Recipe: what is built", RECIPE_FIELDS), ("Knobs: how it is trained", KNOB_FIELDS)):
+        click.echo(kind)
+        for name, spec in known.items():
+            click.echo(f"  {name:18}{show(spec.default):10}{spec.metadata['help'].replace('`', '')}")
+
+
+@main.command(
+    epilog="Printed: task_loss, max_vio_batch, max_vio_batch_worst_layer, max_vio_floor, dropped_fraction and fan_out "
+    "are means over the last 20 % of steps and over layers; max_vio_global is the MaxVio of the load summed over those "
+    "steps; eval_loss is the held-out loss after the last step, nothing dropped; dead_experts counts experts under 1 % "
+    "of the mean load in the last 20 steps, over all layers; steps_per_second is wall time without set-up. "
+    "`python -m moeviz settings` lists what --set takes."
+)
+@click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns.")
+@click.option("--preset", "preset_name", default="no_balancing", show_default=True, metavar="NAME", help="Start here.")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated.")
+@click.option("--steps", type=int, default=500, show_default=True, help="Optimizer steps, at least 1.")
+@click.option("--seed", type=int, default=None, help="Short for --set seed=N.")
+@click.option(
+    "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+def run(
+    task: str,
+    preset_name: str,
+    changes: tuple[str, ...],
+    steps: int,
+    seed: int | None,
+    text_file: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Train the toy and print what the page would show."""
+    try:
+        recipe, knobs = _settings(task, preset_name, changes, seed)
+        if steps < 1:
+            raise SettingsError(f"--steps {steps} trains nothing. Choose at least 1.")
+        if out:
+            export.check_ending(out)
+        result = train(recipe, knobs, steps, _read(text_file, task), out)
+    except SettingsError as refusal:
+        raise click.ClickException(str(refusal)) from None
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        for name in ("steps", "task_loss", "eval_loss", "max_vio_batch", "max_vio_global", "max_vio_floor"):
+            click.echo(f"{name:18}{result[name]:.4g}")
+        for name in ("dropped_fraction", "dead_experts", "fan_out", "steps_per_second"):
+            click.echo(f"{name:18}{result[name]:.4g}")
+    if result["diverged"]:
+        raise click.ClickException(result["diverged"])
+
+
+def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Path | None) -> dict[str, Any]:
+    """Train with a progress bar on stderr; returns the summary, the settings and the versions.
+
+    A run that diverges keeps the steps it made; `diverged` then holds the sentence.
+    """
+    import torch
+
+    from moeviz.engine import Engine, TrainingDiverged
+
+    engine = Engine(recipe, knobs, text)
+    history = History(recipe.num_layers, recipe.num_experts, capacity=steps + 2)
+    history.append(engine.observe())
+    diverged = None
+    began = time.perf_counter()
+    with click.progressbar(length=steps, label="Training", file=sys.stderr) as bar:
+        try:
+            for _ in range(steps):
+                history.append(engine.step(knobs))
+                bar.update(1)
+        except TrainingDiverged as fault:
+            diverged = str(fault)
+    seconds = time.perf_counter() - began
+    settings = {
+        "recipe": asdict(recipe),
+        "knobs": asdict(knobs),
+        "device": engine.device,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+    _, rows = history.since(0 if history.count > 1 else -1)
+    if out:
+        export.write(out, rows, settings)
+    final = {} if diverged else {"eval_loss": engine.evaluate()}
+    rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
+    return export.summarize(rows) | final | rate | settings
+
+
+def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:
+    values = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {change} has no value. Write --set NAME=VALUE, for example --set u=0.003.")
+        values[name.strip()] = value
+    if seed is not None:
+        values["seed"] = str(seed)
+    base = Recipe(task=task, **TASK_DEFAULTS[task])
+    recipe, knobs = parse_settings(values, base, presets.preset(preset_name).knobs)
+    check(recipe, knobs)
+    return recipe, knobs
+
+
+def _read(text_file: Path | None, task: str) -> bytes | None:
+    if text_file is None:
+        return None
+    if task != "text":
+        raise SettingsError(f"--text {text_file} needs a task that reads. Add --task text.")
+    try:
+        return text_file.read_bytes()
+    except OSError as fault:
+        raise SettingsError(f"{text_file} cannot be read: {fault.strerror}. Name a file that exists.") from None
