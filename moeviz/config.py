@@ -12,7 +12,6 @@ This module imports neither torch nor streamlit: the web server, which must star
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ MAX_PARAMETERS = 20_000_000
 BALANCING: dict[str, tuple[str, str]] = {
     "none": ("none", "none"),
     "aux_loss": ("none", "batch"),
+    "sequence_loss": ("none", "sequence"),
     "loss_free": ("sign", "none"),
     "deepseek_v3": ("sign", "sequence"),
 }
@@ -74,18 +74,17 @@ class Recipe:
             if value % 4:
                 raise SettingsError(
                     f"{name}={value} is not a multiple of 4, which the grouped matrix product needs. "
-                    f"Try {value - value % 4 or 4} or {value - value % 4 + 4}."
+                    f"Try {_either(_neighbours(name, value, 4))}."
                 )
         if self.tokens_per_step % self.sequence_length:
-            below = self.tokens_per_step - self.tokens_per_step % self.sequence_length
             raise SettingsError(
                 f"tokens_per_step={self.tokens_per_step} cannot be cut into sequences of {self.sequence_length}. "
-                f"Try {below or self.sequence_length} or {below + self.sequence_length}."
+                f"Try {_either(_neighbours('tokens_per_step', self.tokens_per_step, self.sequence_length))}."
             )
         if self.num_parameters > MAX_PARAMETERS:
             raise SettingsError(
-                f"This recipe has {self.num_parameters / 1e6:.0f} million expert parameters and a live toy may have "
-                f"{MAX_PARAMETERS / 1e6:.0f} million. Lower num_experts, d_model, d_expert or num_layers."
+                f"This recipe has {self.num_parameters:,} expert parameters and a live toy may have "
+                f"{MAX_PARAMETERS:,}. Lower num_experts, d_model, d_expert or num_layers."
             )
 
     @property
@@ -324,11 +323,18 @@ def _check_field(name: str, value: Any, default: Any, rules: Any) -> None:
         raise SettingsError(f"{name}={value} is not a choice. Choose {_either(list(rules['choices']))}.")
     if rules["low"] is None:
         return
-    if not (math.isfinite(value) and rules["low"] <= value <= rules["high"]):
+    if not rules["low"] <= value <= rules["high"]:  # NaN is never within
         raise SettingsError(
             f"{name}={show(value)} is outside {show(rules['low'])} to {show(rules['high'])}. "
             f"The default is {show(default)}."
         )
+
+
+def _neighbours(name: str, value: int, unit: int) -> list[int]:
+    """The multiples of `unit` next to a value that is none, as far as the recipe's field takes them."""
+    below = value - value % unit
+    rules = RECIPE_FIELDS[name].metadata
+    return [near for near in (below, below + unit) if rules["low"] <= near <= rules["high"]]
 
 
 def _either(options: list[Any]) -> str:

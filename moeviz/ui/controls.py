@@ -1,0 +1,193 @@
+"""What can a visitor turn, in the order a newcomer needs it?
+
+Every control's key is the name of its setting, which is also its name in the address; defaults come from the settings'
+own dataclasses. The famous controls are in the open, everything else behind "More".
+"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from moeviz import presets
+from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, TASKS, Knobs, Recipe, divisors, show
+from moeviz.ui import fields, session
+from moeviz.ui.hosting import host
+
+CUSTOM = "custom"
+MAX_UPLOAD_MB = 5
+
+
+def sidebar() -> session.Visitor:
+    """Draw all controls and return the visitor with the settings they now have."""
+    me = session.take_controls()
+    with st.sidebar:
+        _preset(me.knobs)
+        _gating()
+        _balancing(me.knobs)
+        _groups(me.recipe, me.knobs)
+        _dropping(me.recipe, me.knobs)
+        with st.expander("More"):
+            _more(me.recipe, me.knobs)
+            _recipe(me.recipe)
+        st.caption("The address above holds these settings: copy it to share them.")
+    return me
+
+
+def _help(name: str) -> str:
+    return (KNOB_FIELDS.get(name) or RECIPE_FIELDS[name]).metadata["help"].capitalize() + "."
+
+
+def _preset(knobs: Knobs) -> None:
+    matching = presets.matching_preset(knobs) or CUSTOM
+    options = [*presets.PRESETS, *([CUSTOM] if matching == CUSTOM else [])]
+    session.choose(preset_choice=matching)  # before the menu is drawn, so that it names what is really set
+    st.selectbox(
+        "Preset",
+        options,
+        key="preset_choice",
+        format_func=lambda name: "Custom" if name == CUSTOM else presets.PRESETS[name].title,
+        on_change=lambda: session.choose_preset(session.value("preset_choice")),
+        help="Sets all controls below at once. Training goes on: press Reset to begin again.",
+    )
+
+
+def _gating() -> None:
+    st.segmented_control(
+        "Gating",
+        KNOB_FIELDS["gating"].metadata["choices"],
+        key="gating",
+        default=Knobs().gating,
+        required=True,
+        width="stretch",
+        bind="query-params",
+        help="Softmax: experts share one sum (DeepSeek-V2). Sigmoid: each is scored on its own (DeepSeek-V3).",
+    )
+
+
+def _balancing(knobs: Knobs) -> None:
+    st.selectbox(
+        "Balancing",
+        list(BALANCING),
+        key="balancing",
+        format_func=fields.LABELS["balancing"].get,
+        bind="query-params",
+        help="None: routing is left alone. Auxiliary loss: a penalty on imbalance joins the task loss. Loss-free bias: "
+        "a bias on the choice, nudged after each step, never in the gate.",
+    )
+    off = knobs.bias_rule == "none"
+    _slider("u", "Bias update speed u", disabled=off)
+    st.caption("Needs a balancing with a bias." if off else f"Reach u × steps: {show(100 * knobs.u)} in 100 steps")
+    if knobs.aux_loss != "none":
+        _slider("alpha", "Strength of the loss α")
+
+
+def _slider(name: str, label: str, disabled: bool = False) -> None:
+    st.select_slider(
+        label,
+        fields.STOPS[name],
+        value=KNOB_FIELDS[name].default,
+        key=name,
+        format_func=show,
+        disabled=disabled,
+        bind="query-params",
+        help=_help(name),
+    )
+
+
+def _groups(recipe: Recipe, knobs: Knobs) -> None:
+    groups, kept = st.columns(2)
+    groups.selectbox(
+        "Expert groups",
+        divisors(recipe.num_experts),
+        key="num_groups",
+        format_func=lambda count: fields.LABELS["num_groups"].get(count, str(count)),
+        on_change=_keep_half_the_groups,
+        bind="query-params",
+        help="Group-limited routing: each token may use only its best groups (nodes) of experts.",
+    )
+    kept.selectbox(
+        "Kept per token",
+        fields.kept_options(recipe, knobs.num_groups, knobs.top_k),
+        key="groups_kept",
+        disabled=knobs.num_groups == 1,
+        bind="query-params",
+        help=_help("groups_kept"),
+    )
+
+
+def _keep_half_the_groups() -> None:
+    groups = session.value("num_groups")
+    options = fields.kept_options(session.visitor().recipe, groups, session.visitor().knobs.top_k)
+    session.choose(groups_kept=max(options[0], groups // 2))
+
+
+def _dropping(recipe: Recipe, knobs: Knobs) -> None:
+    st.segmented_control(
+        "Token dropping",
+        KNOB_FIELDS["token_dropping"].metadata["choices"],
+        key="token_dropping",
+        default=Knobs().token_dropping,
+        required=True,
+        format_func=fields.LABELS["token_dropping"].get,
+        width="stretch",
+        bind="query-params",
+        help="Tokens that exceed the capacity of an expert, or of a device's experts, skip it: lowest affinity first.",
+    )
+    if knobs.token_dropping != "none":
+        _slider("capacity_factor", "Capacity factor")
+
+
+def _more(recipe: Recipe, knobs: Knobs) -> None:
+    st.number_input("Experts per token K", 1, min(64, recipe.num_experts), 2, key="top_k", bind="query-params")
+    _slider("learning_rate", "Learning rate")
+    st.toggle("Normalise gates over the K", key="norm_topk", value=True, bind="query-params", help=_help("norm_topk"))
+    _slider("route_scale", "Gate scale")
+    st.segmented_control(
+        "Group score",
+        KNOB_FIELDS["group_score"].metadata["choices"],
+        key="group_score",
+        default=Knobs().group_score,
+        required=True,
+        bind="query-params",
+        help=_help("group_score"),
+    )
+    devices = divisors(recipe.num_experts)
+    st.selectbox(
+        "Devices", devices, devices.index(4) if 4 in devices else 0, key="num_devices", bind="query-params",
+        help=_help("num_devices"),
+    )  # fmt: skip
+    _slider("protected_share", "Protected sequences")
+
+
+def _recipe(recipe: Recipe) -> None:
+    default = Recipe()
+    with st.form("recipe", border=False):
+        st.markdown("**What is built.** Changes here take effect with the button, which restarts from step 0.")
+        st.selectbox(
+            "Task", TASKS, key="task", bind="query-params",
+            format_func=fields.LABELS["task"].get, help=_help("task"),
+        )  # fmt: skip
+        for name, label, step in (
+            ("num_experts", "Experts E", 1),
+            ("d_model", "Model width d", 4),
+            ("d_expert", "Expert hidden size", 4),
+            ("num_layers", "MoE layers L", 1),
+            ("shared_experts", "Shared experts", 1),
+            ("tokens_per_step", "Tokens per step T", 128),
+            ("sequence_length", "Sequence length", 8),
+            ("seed", "Seed", 1),
+        ):
+            rules = RECIPE_FIELDS[name].metadata
+            st.number_input(
+                label, rules["low"], rules["high"], getattr(default, name), step, key=name, bind="query-params",
+                help=_help(name),
+            )  # fmt: skip
+        st.selectbox(
+            "Device", ["auto", *host().devices], key="device", bind="query-params", help=_help("device")
+        )  # fmt: skip
+        upload = st.file_uploader(
+            "Your own text (for the text task)", max_upload_size=MAX_UPLOAD_MB,
+            help="Any file; its bytes are learned as they are, and nothing is kept after the run.",
+        )  # fmt: skip
+        if st.form_submit_button("Restart with these", width="stretch"):
+            session.use_text(upload.getvalue() if upload else None)

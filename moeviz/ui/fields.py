@@ -1,0 +1,129 @@
+"""Which values may a control offer, and what does a shared link ask for?
+
+No Streamlit here: plain functions from settings to options and from a link's text to settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from moeviz import presets
+from moeviz.config import (
+    BALANCING,
+    KNOB_FIELDS,
+    RECIPE_FIELDS,
+    TASK_DEFAULTS,
+    Knobs,
+    Recipe,
+    SettingsError,
+    balancing_fields,
+    parse_settings,
+    settle,
+    show,
+    smallest_groups_kept,
+)
+
+# Stops of the sliders whose effect goes with the logarithm.
+STOPS: dict[str, tuple[float, ...]] = {
+    "u": (0.0, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
+    "alpha": (0.0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "capacity_factor": (0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0),
+    "protected_share": (0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
+    "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+    "route_scale": (0.5, 1.0, 2.0, 2.5, 4.0, 8.0, 16.0),
+}
+# What the page calls a value. Streamlit writes these words into the address, so a link may use either.
+LABELS: dict[str, dict[Any, str]] = {
+    "task": {"skills": "hidden skills", "text": "next byte of text"},
+    "balancing": {
+        "none": "None",
+        "aux_loss": "Auxiliary loss",
+        "sequence_loss": "Auxiliary loss per sequence",
+        "loss_free": "Loss-free bias",
+        "deepseek_v3": "Bias + sequence loss (V3)",
+    },
+    "num_groups": {1: "off"},
+    "token_dropping": {"none": "off", "expert": "expert", "device": "device"},
+}
+# The bias rule and the auxiliary loss are one menu on the page.
+KNOB_KEYS = ("balancing", *(name for name in KNOB_FIELDS if name not in ("bias_rule", "aux_loss")))
+RECIPE_KEYS = tuple(RECIPE_FIELDS)
+
+
+def values_of(recipe: Recipe, knobs: Knobs) -> dict[str, Any]:
+    """Settings as the values of the page's controls."""
+    known = asdict(recipe) | asdict(knobs) | {"balancing": knobs.balancing}
+    return {name: known[name] for name in (*RECIPE_KEYS, *KNOB_KEYS)}
+
+
+def knobs_from(values: Mapping[str, Any]) -> Knobs:
+    """Knobs as the controls have them."""
+    fields = {name: values[name] for name in KNOB_KEYS if name != "balancing"}
+    return Knobs(**fields, **balancing_fields(values["balancing"]))
+
+
+def recipe_from(values: Mapping[str, Any]) -> Recipe:
+    """The recipe as the controls have it."""
+    return Recipe(**{name: values[name] for name in RECIPE_KEYS})
+
+
+def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
+    """The settings that an address asks for, and a sentence for each part of it that cannot be had.
+
+    `preset=NAME` and `task=NAME` come first, single settings change them. Values between a slider's stops move to the
+    nearest stop.
+    """
+    parameters, notices = {name: _unlabelled(name, text) for name, text in parameters.items()}, []
+    knobs, recipe = Knobs(), Recipe()
+    try:
+        knobs = presets.preset(parameters.pop("preset", "no_balancing")).knobs
+    except SettingsError as refusal:
+        notices.append(f"In the address: {refusal}")
+    if parameters.get("task") in TASK_DEFAULTS:
+        recipe = Recipe(task=parameters["task"], **TASK_DEFAULTS[parameters["task"]])
+    try:
+        recipe, knobs = parse_settings(parameters, recipe, knobs)
+    except SettingsError:  # take what can be taken, one by one
+        for name, text in parameters.items():
+            try:
+                recipe, knobs = parse_settings({name: text}, recipe, knobs)
+            except SettingsError as refusal:
+                notices.append(f"In the address: {refusal} Left as it was.")
+    knobs, moved = _to_stops(knobs)
+    knobs, settled = settle(recipe, knobs)
+    return recipe, knobs, notices + moved + settled
+
+
+def to_link(recipe: Recipe, knobs: Knobs) -> dict[str, str]:
+    """What an address must say to ask for these settings: what differs from the defaults, as the controls write it."""
+    default = values_of(Recipe(), Knobs())
+    values = {name: value for name, value in values_of(recipe, knobs).items() if value != default[name]}
+    return {name: LABELS.get(name, {}).get(value, show(value)) for name, value in values.items()}
+
+
+def _unlabelled(name: str, text: str) -> str:
+    return next((str(value) for value, label in LABELS.get(name, {}).items() if label == text), text)
+
+
+def _to_stops(knobs: Knobs) -> tuple[Knobs, list[str]]:
+    notices = []
+    if knobs.balancing not in BALANCING:
+        notices.append(
+            f"bias_rule={knobs.bias_rule} with aux_loss={knobs.aux_loss} is not on this page's menu: "
+            "balancing is none here. The command line takes any pair."
+        )
+        knobs = replace(knobs, bias_rule="none", aux_loss="none")
+    for name, stops in STOPS.items():
+        value = getattr(knobs, name)
+        nearest = min(stops, key=lambda stop: abs(stop - value))
+        if nearest != value:
+            notices.append(f"{name}={show(value)} lies between the slider's stops: {show(nearest)} is used here.")
+            knobs = replace(knobs, **{name: nearest})
+    return knobs, notices
+
+
+def kept_options(recipe: Recipe, num_groups: int, top_k: int) -> list[int]:
+    """Numbers of kept groups that hold K experts."""
+    return list(range(smallest_groups_kept(recipe.num_experts, num_groups, top_k), num_groups + 1))

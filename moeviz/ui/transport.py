@@ -1,0 +1,82 @@
+"""How does a visitor run, pause, step and rewind their training?"""
+
+from __future__ import annotations
+
+import secrets
+
+import streamlit as st
+
+from moeviz.config import SettingsError
+from moeviz.host import Run
+from moeviz.ui import session
+
+
+def bar(run: Run) -> None:
+    """Draw the transport. Space runs and pauses, → steps, Home resets."""
+    state = run.state()
+    usable = state.status in ("starting", "ready")
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.button(
+            "Pause" if state.playing else "Run",
+            key="run_pause",
+            type="primary",
+            icon=":material/pause:" if state.playing else ":material/play_arrow:",
+            on_click=run.pause if state.playing else run.play,
+            shortcut="Space",
+            disabled=not usable,
+        )
+        st.button(
+            "Step", key="step", icon=":material/skip_next:", on_click=run.step, shortcut="Right", disabled=not usable
+        )
+        st.button(
+            "Reset", key="reset", icon=":material/replay:", on_click=_reset, args=(run,), shortcut="Home",
+            help="Back to step 0 with the same seed and the settings as they are.",
+        )  # fmt: skip
+        st.button(
+            "New seed", key="new_seed", icon=":material/casino:", on_click=_new_seed, help="Other weights and data."
+        )
+        st.segmented_control(
+            "Speed",
+            list(session.SPEEDS),
+            key="speed",
+            default="max",
+            required=True,
+            label_visibility="collapsed",
+            bind="query-params",
+            help="Steps per second.",
+        )
+        with st.popover("Run to…", help="Run up to a step, then pause."):
+            st.number_input("Step", 1, 1_000_000, 500, key="until", persist_state="session")
+            st.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
+
+
+def sentences() -> None:
+    """Say what could not be done as asked, until it has been read."""
+    if notices := session.notices():
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.warning("\n\n".join(notices), icon=":material/info:", width="stretch")
+            st.button("Got it", key="got_it", on_click=session.forget_notices)
+
+
+def trouble(run: Run) -> None:
+    """Say what stopped the run, with the way out beside it."""
+    state = run.state()
+    if state.status not in ("failed", "lost"):
+        return
+    st.error(state.message, icon=":material/error:")
+    st.button("Restart from step 0", key="restart", type="primary", on_click=run.restart)
+
+
+def _reset(run: Run) -> None:
+    run.reset()
+
+
+def _new_seed() -> None:
+    session.choose(seed=secrets.randbelow(10_000))
+
+
+def _run_until(run: Run) -> None:
+    try:
+        run.play(until=session.value("until"))
+    except SettingsError as refusal:
+        session.say(str(refusal))

@@ -1,0 +1,21 @@
+"""What happens to the experts when I change how tokens are routed?"""
+
+import streamlit as st
+
+from moeviz import presets
+from moeviz.live.component import live_charts
+from moeviz.ui import controls, session, transport
+
+me = controls.sidebar()
+run = session.run()
+
+transport.sentences()
+transport.trouble(run)
+transport.bar(run)
+
+state = run.state()
+live_charts(run.token, known={"playing": state.playing, "status": state.status}, on_changed=session.noticed)
+
+if name := presets.matching_preset(me.knobs):
+    chosen = presets.PRESETS[name]
+    st.caption(f"**{chosen.title}.** {chosen.expect} Source: {chosen.source}.")
