@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench clean
+.PHONY: help run test lint format bench recording clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # Stamps, so that a second call installs nothing and a changed requirements file installs again.
 $(VENV)/.run: requirements.txt
@@ -40,6 +40,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 bench: $(VENV)/.dev ## measure, side by side, and print ratios
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.commands
+
+recording: $(VENV)/.run ## record again the start that a visitor sees first
+	$(BIN)/python -m moeviz record moeviz/live/static/start.bin
 
 clean: ## remove what the commands above made
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

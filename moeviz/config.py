@@ -12,6 +12,7 @@ This module imports neither torch nor streamlit: the web server, which must star
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -255,7 +256,7 @@ def parse_settings(values: dict[str, str], recipe: Recipe, knobs: Knobs) -> tupl
         elif name in KNOB_FIELDS:
             knob_changes[name] = parse_value(name, text)
         else:
-            raise SettingsError(f"There is no setting called {name!r}. There are: {', '.join(setting_names())}.")
+            raise SettingsError(f"There is no setting called {name!r}. {_did_you_mean(name)}")
     return replace(recipe, **recipe_changes), replace(knobs, **knob_changes)
 
 
@@ -335,6 +336,11 @@ def _neighbours(name: str, value: int, unit: int) -> list[int]:
     below = value - value % unit
     rules = RECIPE_FIELDS[name].metadata
     return [near for near in (below, below + unit) if rules["low"] <= near <= rules["high"]]
+
+
+def _did_you_mean(name: str) -> str:
+    close = difflib.get_close_matches(name, setting_names(), n=3)
+    return f"Did you mean {_either(close)}?" if close else "`python -m moeviz settings` lists them all."
 
 
 def _either(options: list[Any]) -> str:

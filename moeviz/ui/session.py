@@ -38,11 +38,13 @@ def visitor() -> Visitor:
     """This tab's visitor; a new one begins with what the address asks for."""
     if KEY not in st.session_state:
         asked = st.query_params.to_dict()
-        speed = {"speed": asked.pop("speed")} if asked.get("speed") in SPEEDS else {}
-        recipe, knobs, notices = fields.from_link(asked)
+        speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
+        recipe, knobs, notices = fields.from_link({name: text for name, text in asked.items() if name != "speed"})
+        if "speed" in asked and not speed:
+            notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. Max is used.")
         st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
         granted = fields.to_link(recipe, knobs)
-        if asked != granted:
+        if asked != granted | speed:
             # The controls read the address themselves when first drawn: correct it before they do.
             st.query_params.from_dict(granted | speed)
             st.rerun()
