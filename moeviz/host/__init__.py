@@ -1,0 +1,15 @@
+"""Where do the visitors' runs live?
+
+In a few worker processes, one per core, which share the training among all runs. The process that serves the pages
+holds a `Run` per visitor, a light handle that sends commands and reads history; it never imports torch.
+
+    host = Host()                          once per server
+    run = host.create(recipe, knobs)       once per visitor; find it again with host.get(run.token)
+    run.play(); run.set_knobs(knobs)       commands take effect within one training step
+    run.state(); run.records_since(...)    what happened, read from shared memory
+"""
+
+from moeviz.host.host import Host
+from moeviz.host.run import Run, RunState
+
+__all__ = ["Host", "Run", "RunState"]

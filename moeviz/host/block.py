@@ -1,0 +1,165 @@
+"""How does what happened travel from the process that trains to the process that serves pages?
+
+Through one block of shared memory per beginning of a run: a small state header, then the ring of `History`. The server
+creates it, one worker writes it, and any number of server threads read it without a lock or a system call.
+
+The memory has no name (POSIX: an unlinked file whose descriptor travels through the pipe), so that nothing is left
+behind however the processes end, and the small /dev/shm of a container does not limit it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import socket
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from moeviz.snapshot import HEADER, History, record_dtype
+
+BYTES_PER_RUN = 4_000_000
+FEWEST_ROWS, MOST_ROWS = 1_000, 20_000
+MESSAGE_BYTES = 1024
+STATUSES = ("starting", "ready", "failed")
+NO_TARGET = -1
+
+# All eight bytes wide and aligned, so that a reader sees either the old or the new value of each.
+STATE = np.dtype(
+    [
+        ("status", "<i8"),
+        ("acknowledged", "<i8"),  # number of the last play or pause command that took effect
+        ("target", "<i8"),
+        ("playing", "<i8"),
+        ("message", f"S{MESSAGE_BYTES}"),
+    ]
+)
+
+
+def ring_capacity(num_layers: int, num_experts: int) -> int:
+    """Rows of history a run keeps: about `BYTES_PER_RUN` of memory."""
+    return min(MOST_ROWS, max(FEWEST_ROWS, BYTES_PER_RUN // record_dtype(num_layers, num_experts).itemsize))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The worker's side of the truth at one moment."""
+
+    acknowledged: int
+    status: str
+    message: str
+    playing: bool
+    target: int | None
+
+
+class Block:
+    """Shared memory of one beginning of a run. Written by its worker only; the memory goes with its last reader."""
+
+    def __init__(self, memory: mmap.mmap, num_layers: int, num_experts: int) -> None:
+        view = memoryview(memory)
+        self._state = np.frombuffer(view, STATE, count=1)
+        self._epoch = np.frombuffer(view, HEADER, count=1, offset=STATE.itemsize)["epoch"]
+        capacity = ring_capacity(num_layers, num_experts)
+        self.history = History(num_layers, num_experts, capacity, view[STATE.itemsize :])
+
+    @property
+    def epoch(self) -> int:
+        """Which beginning of the run this is."""
+        return self.history.epoch
+
+    @property
+    def step(self) -> int:
+        """The newest step, 0 while there is none."""
+        return max(self.history.count - 1, 0)
+
+    def begin(self, epoch: int, playing: bool) -> None:
+        """Server side, before the worker knows the block: number this beginning and say whether it plays at once."""
+        self._epoch[0] = epoch
+        self._state["target"] = NO_TARGET
+        self._state["playing"] = playing
+
+    def told(self) -> Told:
+        """What the worker last wrote. The order of reading is the reverse of the order of writing."""
+        acknowledged = int(self._state["acknowledged"][0])
+        status = STATUSES[int(self._state["status"][0])]
+        target = int(self._state["target"][0])
+        playing = bool(self._state["playing"][0])
+        message = bytes(self._state["message"][0]).decode(errors="ignore")
+        return Told(acknowledged, status, message, playing, None if target == NO_TARGET else target)
+
+    def tell_playing(self, playing: bool, target: int | None, acknowledged: int) -> None:
+        """Worker side: publish whether the run plays, and the last command that had a say in it."""
+        # A reader that sees the end of a target must not still see the run playing, and the other way round.
+        for name in ("target", "playing") if playing else ("playing", "target"):
+            self._state[name] = playing if name == "playing" else NO_TARGET if target is None else target
+        self._state["acknowledged"] = acknowledged
+
+    def tell_status(self, status: str, message: str = "") -> None:
+        """Worker side: publish what became of the run."""
+        self._state["message"] = message.encode()[:MESSAGE_BYTES]
+        self._state["status"] = STATUSES.index(status)
+
+
+class SharedBytes:
+    """Zeroed memory on its way to another process: create, `map`, `send`, `close`; `receive` on the other side."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.name = None
+        self._descriptor = None
+        if os.name == "nt":
+            self.name = f"moeviz-{secrets.token_hex(16)}"  # Windows forgets a named mapping with its last user
+        elif hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create("moeviz")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._descriptor = os.dup(file.fileno())
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, size)
+
+    def map(self) -> mmap.mmap:
+        """The memory; it lives until the last array over it is gone."""
+        return _map(self._descriptor, self.size, self.name)
+
+    def send(self, connection: Connection) -> None:
+        """Hand the memory over, right after the message that announces it."""
+        if self._descriptor is not None:
+            with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+                socket.send_fds(channel, [b"M"], [self._descriptor])
+
+    def close(self) -> None:
+        """Give up the descriptor; mappings stay."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def receive(connection: Connection, size: int, name: str | None) -> mmap.mmap:
+    """The memory that the other process sends with `SharedBytes.send`.
+
+    Raises:
+        EOFError: the other process is gone.
+    """
+    if name is not None:
+        return _map(None, size, name)
+    with socket.fromfd(connection.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    if not descriptors:
+        raise EOFError("the process that serves the pages is gone")
+    try:
+        return _map(descriptors[0], size, None)
+    finally:
+        os.close(descriptors[0])
+
+
+def block_size(num_layers: int, num_experts: int) -> int:
+    """Bytes of a block: header and ring."""
+    rows = ring_capacity(num_layers, num_experts)
+    return STATE.itemsize + History.bytes_needed(num_layers, num_experts, rows)
+
+
+def _map(descriptor: int | None, size: int, name: str | None) -> mmap.mmap:
+    return mmap.mmap(-1, size, tagname=name) if descriptor is None else mmap.mmap(descriptor, size)

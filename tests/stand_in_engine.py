@@ -1,0 +1,77 @@
+"""What does the host need from an engine? This much, with faults on demand and steps that cost a known time.
+
+`alpha` is the milliseconds a step takes; it sleeps them, so that a busy machine disturbs the tests little. Loads are
+drawn from the seed and the top-k in force.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.snapshot import Fair, Snapshot
+
+REFUSED_SEED, BROKEN_SEED = 101, 102
+DIVERGING = 1.0  # learning rate
+BROKEN = 99.0  # route scale
+FATAL = 98.0  # route scale
+
+
+class TrainingDiverged(RuntimeError):
+    """As in the engine."""
+
+
+def available_devices() -> list[str]:
+    """A device the server cannot guess."""
+    return ["abacus", "cpu"]
+
+
+class Engine:
+    """Counts steps."""
+
+    def __init__(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> None:
+        if recipe.seed == REFUSED_SEED:
+            raise SettingsError("This seed is refused. Try another.")
+        if recipe.seed == BROKEN_SEED:
+            raise KeyError("broken")
+        self.recipe, self.count = recipe, 0
+        self.random = np.random.default_rng(recipe.seed)
+
+    def observe(self) -> Snapshot:
+        """Step 0."""
+        return self._snapshot(2)
+
+    def step(self, knobs: Knobs) -> Snapshot:
+        """One step, or the fault asked for."""
+        if knobs.learning_rate == DIVERGING:
+            raise TrainingDiverged("The loss is not a number any more. Lower the learning rate.")
+        if knobs.route_scale == BROKEN:
+            raise ZeroDivisionError("broken")
+        if knobs.route_scale == FATAL:
+            os._exit(1)
+        time.sleep(knobs.alpha / 1000)
+        self.count += 1
+        return self._snapshot(knobs.top_k)
+
+    def _snapshot(self, top_k: int) -> Snapshot:
+        shape = (self.recipe.num_layers, self.recipe.num_experts)
+        load = self.random.integers(0, 100, shape) * top_k
+        zeros = np.zeros(shape[0])
+        return Snapshot(
+            step=self.count,
+            task_loss=1.0 / (1 + self.count),
+            added_loss=0.0,
+            eval_loss=float("nan"),
+            load_LE=load,
+            kept_load_LE=load,
+            bias_LE=np.zeros(shape, np.float32),
+            max_vio_L=zeros,
+            fan_out_L=zeros,
+            dead_experts_L=zeros,
+            dropped_fraction_L=zeros,
+            fair=Fair(0.1, 0.2, 0.8),
+            steps_per_second=0.0,
+        )

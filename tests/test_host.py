@@ -1,0 +1,678 @@
+"""Do runs obey, share, fail alone, survive a dead worker, and leave nothing behind?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.host import Host, Run
+from moeviz.host.block import ring_capacity
+from moeviz.host.worker import Job, choose
+from moeviz.snapshot import record_dtype
+from tests import stand_in_engine as stand_in
+
+ENGINE = stand_in.__name__
+QUICK = Knobs(alpha=0.5)  # milliseconds per step of the stand-in engine
+ROOT = Path(__file__).parent.parent
+HAS_PROC = Path("/proc/self/maps").exists()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Come back as soon as the condition holds; fail when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def paused(run: Run) -> Callable[[], bool]:
+    return lambda: run.state().status != "starting" and not run.state().playing
+
+
+def rows_of(run: Run) -> np.ndarray:
+    return run.records_since(-1, -1)[1]
+
+
+def run_to(run: Run, step: int) -> np.ndarray:
+    run.play(until=step)
+    wait_until(paused(run))
+    assert run.state().status == "ready", run.state()
+    return rows_of(run)
+
+
+def process_gone(pid: int) -> bool:
+    """A killed child of a killed parent stays a zombie where nobody reaps it; that counts as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    host = Host(2, engine=ENGINE)
+    yield host
+    host.shutdown()
+
+
+@pytest.fixture
+def new_run(host: Host) -> Iterator[Callable[..., Run]]:
+    """Makes runs on workers 0, 1, 0, 1, ... and closes them after the test."""
+    runs: list[Run] = []
+
+    def make(recipe: Recipe | None = None, knobs: Knobs = QUICK) -> Run:
+        runs.append(host.create(recipe or Recipe(), knobs))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.close()
+
+
+# Commands
+
+
+def test_step_0_shows_without_playing(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    empty = rows_of(run)
+    assert empty.dtype["load"].shape == (1, 16)
+    wait_until(lambda: run.state().status == "ready")
+    assert rows_of(run)["step"].tolist() == [0]
+    assert run.state().playing is False
+    assert run.state().message == ""
+
+
+def test_play_until_pauses_itself_exactly_there(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.play(until=30)
+    assert run.state().target == 30
+    wait_until(paused(run))
+    assert run.state().step == 30
+    assert run.state().target is None
+    assert rows_of(run)["step"].tolist() == list(range(31))
+
+
+def test_play_until_a_past_step_is_refused(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run_to(run, 5)
+    with pytest.raises(SettingsError, match="already at step 5"):
+        run.play(until=5)
+    assert run.state().playing is False
+
+
+def test_steps_asked_for_in_a_hurry_add_up(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    wait_until(lambda: run.state().status == "ready")
+    for _ in range(5):
+        run.step()
+    run.step(3)
+    wait_until(paused(run))
+    assert run.state().step == 8
+
+
+def test_step_on_a_playing_run_pauses_it(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.play(until=1_000_000)
+    wait_until(lambda: run.state().step > 3)
+    before = run.state().step
+    run.step()
+    wait_until(paused(run), 5.0)
+    assert run.state().step >= before + 1
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_fewer_than_one_step_is_refused(new_run: Callable[..., Run], steps: int) -> None:
+    with pytest.raises(SettingsError, match="1 or more"):
+        new_run().step(steps)
+
+
+def test_playing_shows_at_once_and_never_flickers(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    for _ in range(20):
+        run.play()
+        start = run.state().step
+        while run.state().step < start + 2:
+            assert run.state().playing is True
+        run.pause()
+        end = time.monotonic() + 0.005
+        while time.monotonic() < end:
+            assert run.state().playing is False
+
+
+def test_pause_stops_within_a_step(new_run: Callable[..., Run]) -> None:
+    run = new_run(knobs=Knobs(alpha=50.0))
+    run.play()
+    wait_until(lambda: run.state().step >= 2)
+    run.pause()
+    step = run.state().step
+    other = new_run(), new_run()  # the second of them waits for the same worker
+    run_to(other[1], 20)
+    assert run.state().step <= step + 1
+
+
+def test_wrong_speeds_are_refused(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    for speed in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(SettingsError, match="more than 0"):
+            run.set_speed(speed)
+    assert run.speed is None
+
+
+# Knobs
+
+
+def test_knobs_act_mid_run_and_are_marked(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run_to(run, 10)
+    run.set_knobs(replace(QUICK, top_k=4))
+    assert run.version == 1
+    assert run.labels_since(0) == [(1, "top_k 2 → 4")]
+    assert run.labels_since(1) == []
+    rows = run_to(run, 20)
+    assert rows["version"].tolist() == [0] * 11 + [1] * 10
+    assert (rows["load"][11:] % 4 == 0).all()
+    assert (rows["load"][:11] % 4 != 0).any()
+
+
+def test_equal_knobs_are_no_change(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.set_knobs(replace(QUICK))
+    assert run.version == 0
+    assert run.labels_since(0) == []
+
+
+def test_impossible_knobs_are_refused_before_anything_happens(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    with pytest.raises(SettingsError, match="top_k=17"):
+        run.set_knobs(replace(QUICK, top_k=17))
+    assert run.knobs == QUICK
+    assert run.version == 0
+    run_to(run, 3)
+
+
+# Beginnings
+
+
+def test_reset_reproduces_the_run_and_never_shows_the_old_one(new_run: Callable[..., Run]) -> None:
+    run = new_run(Recipe(seed=7))
+    first = run_to(run, 40)
+    run.set_knobs(replace(QUICK, top_k=4))
+    run.set_knobs(QUICK)
+    epoch = run.state().epoch
+    run.reset()
+    assert (run.state().epoch, run.state().step, run.state().playing) == (epoch + 1, 0, False)
+    assert run.labels_since(0) == []
+    seen, rows = run.records_since(epoch, 40)
+    assert seen == epoch + 1
+    assert len(rows) <= 1
+    again = run_to(run, 40)
+    assert (first["load"] == again["load"]).all()
+    assert set(again["version"]) == {2}
+
+
+def test_reset_while_playing(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.play()
+    wait_until(lambda: run.state().step > 10)
+    run.reset(play=True)
+    assert run.state().playing is True
+    wait_until(lambda: run.state().step > 10)
+    run.reset()
+    assert run.state().playing is False
+    wait_until(lambda: run.state().status == "ready")
+    assert run.state().step == 0
+    assert run.state().epoch == 3
+
+
+def test_rebuild_to_other_shapes_keeps_the_token(host: Host, new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run_to(run, 10)
+    token = run.token
+    run.rebuild(Recipe(num_experts=8, num_layers=3), QUICK, play=True)
+    assert host.get(token) is run
+    wait_until(lambda: run.state().step > 5)
+    epoch, rows = run.records_since(1, 10)
+    assert epoch == 2
+    assert rows["load"].shape[1:] == (3, 8)
+    assert rows["step"][0] == 0
+
+
+def test_an_impossible_rebuild_changes_nothing(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run_to(run, 3)
+    with pytest.raises(SettingsError, match="top_k=2"):
+        run.rebuild(Recipe(num_experts=4), replace(QUICK, num_groups=4, groups_kept=1))
+    assert run.recipe == Recipe()
+    assert run.state().step == 3
+
+
+def test_a_reader_far_behind_gets_what_the_ring_still_has(new_run: Callable[..., Run]) -> None:
+    recipe = Recipe(num_experts=256, num_layers=8)
+    capacity = ring_capacity(8, 256)
+    assert capacity == 1_000
+    run = new_run(recipe, Knobs(alpha=0.0))
+    rows = run_to(run, 1_500)
+    assert rows["step"].tolist() == list(range(1_500 - capacity + 2, 1_501))
+    thinned = run.records_since(1, -1, limit=10)[1]["step"]
+    assert len(thinned) <= 10
+    assert thinned[-1] == 1_500
+    assert run.records_since(1, 1_498)[1]["step"].tolist() == [1_499, 1_500]
+
+
+def test_ring_capacity_follows_memory() -> None:
+    assert ring_capacity(1, 2) == 20_000
+    assert 3.9e6 < ring_capacity(2, 64) * record_dtype(2, 64).itemsize <= 4e6
+
+
+# Sharing
+
+
+def job(**settings: object) -> Job:
+    class NoBlock:
+        step = 0
+
+    standard = {"recipe": Recipe(), "knobs": QUICK, "text": None, "version": 0, "playing": True, "period": 0.0}
+    standard |= {"block": NoBlock(), "engine": object(), "due": 0.0}
+    return Job(**{**standard, **settings})
+
+
+def test_the_due_run_with_the_least_time_goes_first() -> None:
+    quick, slow = job(used=5.0), job(used=1.0, period=1.0, due=10.0)
+    assert choose([quick, slow], now=9.0, clock=5.0) is quick
+    assert choose([quick, slow], now=10.0, clock=4.0) is slow
+    assert choose([job(playing=False), job(held=True), job(failed=True)], now=10.0, clock=0.0) is None
+    unbuilt = job(engine=None, playing=False)
+    assert choose([unbuilt, slow], now=9.0, clock=0.0) is unbuilt
+
+
+def test_a_run_that_did_without_gets_no_credit() -> None:
+    rested, busy = job(used=0.0, due=8.0), job(used=5.0, due=7.0)
+    assert choose([rested, busy], now=10.0, clock=5.0) is busy
+
+
+def test_lost_time_is_not_made_up_for_in_a_burst() -> None:
+    late = job(period=0.1, due=1.0)
+    late.schedule(start=1.02)
+    assert late.due == pytest.approx(1.1)  # on the beat
+    late.schedule(start=5.0)
+    assert late.due == pytest.approx(5.1)
+
+
+def test_full_speed_runs_share_time_not_turns(new_run: Callable[..., Run]) -> None:
+    cheap, _, dear = new_run(knobs=Knobs(alpha=1.0)), new_run(), new_run(knobs=Knobs(alpha=4.0))
+    for run in (cheap, dear):
+        wait_until(lambda run=run: run.state().status == "ready")
+    cheap.play()
+    dear.play()
+    wait_until(lambda: cheap.state().step >= 200)
+    assert 200 / 4 / 2 < dear.state().step < 200 / 4 * 2
+
+
+def test_a_slow_run_keeps_its_pace_beside_full_speed_runs(new_run: Callable[..., Run]) -> None:
+    slow, _, busy, _, busy_too = (new_run(knobs=Knobs(alpha=4.0)) for _ in range(5))
+    slow.set_speed(20.0)
+    for run in (busy, busy_too, slow):
+        run.play()
+    wait_until(lambda: slow.state().step >= 1)
+    start = time.monotonic()
+    wait_until(lambda: slow.state().step >= 16)
+    assert 0.5 < time.monotonic() - start < 1.5  # 15 steps at 20 steps/s
+    assert busy.state().step >= 10  # about 85 on a quiet machine
+
+
+def test_a_run_that_asks_for_too_much_starves_nobody(new_run: Callable[..., Run]) -> None:
+    greedy, _, modest = (new_run(knobs=Knobs(alpha=2.0)) for _ in range(3))
+    for run in (greedy, modest):
+        wait_until(lambda run=run: run.state().status == "ready")
+    greedy.set_speed(10_000.0)
+    greedy.play()
+    modest.play()
+    wait_until(lambda: greedy.state().step >= 100)
+    assert 50 < modest.state().step < 200
+
+
+def cpu_seconds(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not HAS_PROC, reason="reads /proc")
+def test_an_idle_worker_sleeps(host: Host, new_run: Callable[..., Run]) -> None:
+    slow, _, still = new_run(), new_run(), new_run()
+    slow.set_speed(2.0)
+    slow.play()
+    run_to(still, 3)
+    before = cpu_seconds(host.process_ids[0])
+    step = slow.state().step
+    wait_until(lambda: slow.state().step >= step + 2)  # a second of waiting
+    assert cpu_seconds(host.process_ids[0]) - before < 0.1
+
+
+# Faults
+
+
+def test_a_refused_build_leaves_others_alone(new_run: Callable[..., Run]) -> None:
+    bad, _, good = new_run(Recipe(seed=stand_in.REFUSED_SEED)), new_run(), new_run()
+    wait_until(lambda: bad.state().status == "failed")
+    assert bad.state().message == "This seed is refused. Try another."
+    bad.play()
+    assert bad.state().playing is False
+    run_to(good, 10)
+    bad.rebuild(Recipe(), QUICK)
+    run_to(bad, 3)
+
+
+def test_a_diverged_run_keeps_its_history_and_can_be_reset(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run_to(run, 10)
+    run.set_knobs(replace(QUICK, learning_rate=stand_in.DIVERGING))
+    run.play()
+    wait_until(lambda: run.state().status == "failed")
+    assert run.state().message.startswith("The loss is not a number")
+    assert run.state().playing is False
+    assert len(rows_of(run)) == 11
+    run.set_knobs(QUICK)
+    run.reset()
+    run_to(run, 10)
+
+
+def test_a_fault_in_the_program_stops_one_run_only(new_run: Callable[..., Run], host: Host) -> None:
+    workers = host.process_ids
+    run, _, other, broken_at_birth = new_run(), new_run(), new_run(), new_run(Recipe(seed=stand_in.BROKEN_SEED))
+    run.set_knobs(replace(QUICK, route_scale=stand_in.BROKEN))
+    run.play()
+    wait_until(lambda: run.state().status == "failed")
+    assert run.state().message == "An error in the program stopped this run (ZeroDivisionError: broken)."
+    wait_until(lambda: broken_at_birth.state().status == "failed")
+    run_to(other, 5)
+    assert host.process_ids == workers
+
+
+def test_a_killed_worker_loses_its_runs_only_and_restart_begins_again() -> None:
+    host = Host(2, engine=ENGINE)
+    try:
+        lost, other, lost_too = (host.create(Recipe(seed=seed), QUICK) for seed in range(3))
+        first = run_to(lost, 20)
+        other.play()
+        os.kill(host.process_ids[0], signal.SIGKILL)
+        wait_until(lambda: lost.state().status == "lost", 1.0)
+        assert lost.state().message.startswith("The process that trained this run ended unexpectedly.")
+        assert len(rows_of(lost)) == 21
+        lost.play()  # in vain, but no exception in a page
+        assert lost.state().playing is False
+        step = other.state().step
+        wait_until(lambda: other.state().step > step + 20)
+        lost.restart()
+        assert lost.state().epoch == 2
+        assert (run_to(lost, 20)["load"] == first["load"]).all()
+        assert lost_too.state().status == "lost"
+        lost_too.restart(play=True)
+        wait_until(lambda: lost_too.state().step > 5)
+        assert len(host.process_ids) == 2
+        assert other.state().status == "ready"
+    finally:
+        host.shutdown()
+
+
+def test_a_new_run_never_lands_on_a_dead_worker() -> None:
+    host = Host(1, engine=ENGINE)
+    try:
+        run = host.create(Recipe(), replace(QUICK, route_scale=stand_in.FATAL))
+        run.play()
+        wait_until(lambda: run.state().status == "lost")
+        run_to(host.create(Recipe(), QUICK), 3)
+    finally:
+        host.shutdown()
+
+
+def test_many_threads_may_use_one_run(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    faults: list[BaseException] = []
+    end = time.monotonic() + 0.5
+
+    def hammer(number: int) -> None:
+        try:
+            while time.monotonic() < end:
+                run.set_knobs(replace(QUICK, top_k=1 + (run.version + number) % 4))
+                (run.play, run.pause, run.step, run.reset)[(run.version + number) % 4]()
+                state = run.state()
+                epoch, rows = run.records_since(state.epoch, -1)
+                assert epoch >= state.epoch
+                assert rows["step"].tolist() == list(range(len(rows)))
+                assert (np.diff(rows["version"].astype(int)) >= 0).all()
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == []
+    labels = [version for version, _ in run.labels_since(0)]
+    assert labels == list(range(run.version - len(labels) + 1, run.version + 1))
+    run.reset()
+    run_to(run, 10)
+
+
+# Leaving
+
+
+def still(run: Run) -> bool:
+    step = run.state().step
+    time.sleep(0.05)
+    return run.state().step == step
+
+
+def test_an_unwatched_run_is_held_then_released() -> None:
+    host = Host(1, engine=ENGINE, pause_after=0.2, release_after=1.5)
+    try:
+        run = host.create(Recipe(), QUICK)
+        run.play()
+
+        def watched_beyond(step: int) -> bool:
+            run.touch()
+            return run.state().step > step
+
+        wait_until(lambda: watched_beyond(0))
+        end = time.monotonic() + 0.6
+        while time.monotonic() < end:  # longer than pause_after
+            step = run.state().step
+            wait_until(lambda step=step: watched_beyond(step))
+        wait_until(lambda: still(run), 1.0)
+        assert run.state().playing is True
+        step = run.state().step
+        wait_until(lambda: watched_beyond(step + 5), 1.0)
+        wait_until(lambda: host.get(run.token) is None)
+        assert run.state().status == "lost"
+        assert run.state().playing is False
+        run.play()
+        run.reset()
+        run.touch()
+        assert run.state().playing is False
+    finally:
+        host.shutdown()
+
+
+def test_a_command_wakes_a_held_run() -> None:
+    host = Host(1, engine=ENGINE, pause_after=0.5)
+    try:
+        run = host.create(Recipe(), QUICK)
+        wait_until(lambda: run.state().status == "ready")
+        wait_until(lambda: run.idle_seconds > 0.8)
+        run.step()
+        wait_until(lambda: run.state().step == 1)
+    finally:
+        host.shutdown()
+
+
+@pytest.mark.skipif(not HAS_PROC, reason="reads /proc")
+def test_memory_of_past_beginnings_is_given_back(host: Host, new_run: Callable[..., Run]) -> None:
+    def blocks(pid: int) -> int:
+        return Path(f"/proc/{pid}/maps").read_text().count("moeviz")
+
+    def descriptors(pid: int) -> int:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    places = (os.getpid(), host.process_ids[0])
+    run = new_run()
+    run_to(run, 3)
+    before = [(blocks(pid), descriptors(pid)) for pid in places]
+    for _ in range(30):
+        run.reset()
+    run_to(run, 3)
+    assert [(blocks(pid), descriptors(pid)) for pid in places] == before
+    for pid in places:
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()
+    token = run.token
+    run.close()
+    assert host.get(token) is None
+    run_to(new_run(), 1)
+    wait_until(lambda: blocks(places[1]) == before[1][0])
+
+
+def test_shutdown_leaves_no_process_and_may_be_repeated() -> None:
+    host = Host(2, engine=ENGINE)
+    run = host.create(Recipe(), QUICK)
+    run.play()
+    wait_until(lambda: run.state().step > 3)
+    processes = host.process_ids
+    host.shutdown()
+    host.shutdown()
+    assert all(process_gone(pid) for pid in processes)
+    assert run.state().status == "lost"
+    run.play()
+    with pytest.raises(RuntimeError, match="shut down"):
+        host.create(Recipe(), QUICK)
+
+
+SERVER = """
+import sys, time
+from moeviz.config import Knobs, Recipe
+from moeviz.host import Host
+host = Host(2, engine=sys.argv[1])
+host.start()
+run = host.create(Recipe(), Knobs(alpha=0.5))
+run.play()
+while "training" in sys.argv[2] and run.state().step < 3:
+    time.sleep(0.01)
+assert "torch" not in sys.modules and "streamlit" not in sys.modules
+try:
+    print(*host.process_ids, flush=True)
+    if "leaving" not in sys.argv[2]:
+        time.sleep(60)
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_workers_do_not_run_the_main_script_again(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(f"print(__name__)\n{SERVER}")  # no guard around its code, like an app of Streamlit
+    command = [sys.executable, str(script), ENGINE, "training, then leaving"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout.splitlines()[0] == "__main__"
+    assert len(answer.stdout.splitlines()) == 2
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A small server in a process group of its own, and its workers; the parameter is (engine, moment)."""
+    command = [sys.executable, "-W", "error", "-c", SERVER, *request.param]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        workers = [int(word) for word in process.stdout.readline().split()]
+        yield process, workers
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "server", [(ENGINE, "starting"), (ENGINE, "training"), ("moeviz.engine", "starting")], indirect=True
+)
+def test_ctrl_c_ends_cleanly(server: tuple[subprocess.Popen, list[int]]) -> None:
+    process, workers = server
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+    assert len(workers) == 2
+    wait_until(lambda: all(process_gone(pid) for pid in workers))
+
+
+def test_workers_ignore_ctrl_c_from_their_first_moment() -> None:
+    host = Host(2, engine=ENGINE)
+    try:
+        runs = [host.create(Recipe(), QUICK) for _ in range(2)]
+
+        def up_in_spite_of_it() -> bool:
+            for pid in host.process_ids:
+                os.kill(pid, signal.SIGINT)
+            return all(run.state().status != "starting" for run in runs)
+
+        wait_until(up_in_spite_of_it)
+        assert [run.state().status for run in runs] == ["ready", "ready"]
+    finally:
+        host.shutdown()
+
+
+@pytest.mark.parametrize("server", [(ENGINE, "leaving"), ("moeviz.engine", "leaving")], indirect=True)
+def test_a_server_that_just_ends_takes_its_workers_along(server: tuple[subprocess.Popen, list[int]]) -> None:
+    process, workers = server
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+    wait_until(lambda: all(process_gone(pid) for pid in workers))
+
+
+@pytest.mark.parametrize("server", [(ENGINE, "training"), ("moeviz.engine", "training")], indirect=True)
+def test_workers_of_a_killed_server_end(server: tuple[subprocess.Popen, list[int]]) -> None:
+    process, workers = server
+    os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert errors == ""
+    wait_until(lambda: all(process_gone(pid) for pid in workers))
+
+
+# The real engine
+
+
+@pytest.fixture(scope="module")
+def training_host() -> Iterator[Host]:
+    host = Host(2)
+    host.start()
+    yield host
+    host.shutdown()
+
+
+def test_the_server_learns_the_devices_from_a_worker(host: Host) -> None:
+    assert Host(1).devices == ["cpu"]
+    host.start()
+    wait_until(lambda: host.devices == ["abacus", "cpu"])
+
+
+def test_same_seed_same_loads_on_any_worker_and_after_reset(training_host: Host) -> None:
+    recipe, knobs = Recipe(seed=3), Knobs(bias_rule="sign")
+    one, two = training_host.create(recipe, knobs), training_host.create(recipe, knobs)
+    first, second = run_to(one, 30), run_to(two, 30)
+    assert (first["load"] == second["load"]).all()
+    assert (first["load"].sum(axis=-1)[1:] == recipe.tokens_per_step * knobs.top_k).all()
+    one.reset()
+    assert (run_to(one, 30)["load"] == first["load"]).all()
+    one.close()
+    two.close()
+
+
+def test_the_server_process_never_imports_torch() -> None:
+    code = SERVER.replace("time.sleep(60)", "pass")
+    subprocess.run([sys.executable, "-c", code, "moeviz.engine", "training"], cwd=ROOT, check=True, timeout=60)

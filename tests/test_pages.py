@@ -1,0 +1,237 @@
+"""The pages as scripts: controls, what they do to the run, and what is said. The live charts need a browser."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from moeviz import balance, metrics, presets, routing
+from moeviz.config import KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
+from moeviz.ui import fields, hosting, source
+
+APP = str(Path(__file__).parents[1] / "app.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _end_the_workers():
+    yield
+    hosting.host().shutdown()
+    hosting.host.cache_clear()
+
+
+def open_page(**parameters):
+    at = AppTest.from_file(APP, default_timeout=60)
+    at.query_params.update(parameters)
+    return at.run()
+
+
+def run_of(at):
+    return hosting.host().get(at.session_state["moeviz"].token)
+
+
+def restart_button(at):
+    return next(button for button in at.button if button.label == "Restart with these")
+
+
+def wait_until(condition, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def test_the_playground_offers_every_setting_with_its_default():
+    at = open_page()
+    assert not at.exception
+    expected = fields.values_of(Recipe(), Knobs())
+    hidden = {"alpha", "capacity_factor"}  # shown with the strategies that use them
+    assert {name: at.session_state[name] for name in expected} == expected
+    drawn = {element.key for element in (*at.selectbox, *at.select_slider, *at.number_input, *at.toggle)}
+    drawn |= {element.key for element in at.get("button_group")}
+    assert expected.keys() - hidden <= drawn
+
+
+def test_a_control_acts_on_the_run_that_is_there():
+    at = open_page()
+    run = run_of(at)
+    at.selectbox(key="balancing").select("loss_free").run()
+    at.select_slider(key="u").set_value(0.1).run()
+    assert run_of(at) is run
+    assert run.knobs == Knobs(bias_rule="sign", u=0.1)
+    assert [label for _, label in run.labels_since(0)] == ["balancing none → loss_free", "u 0.003 → 0.1"]
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_sets_all_knobs_and_keeps_the_run(name):
+    at = open_page()
+    run = run_of(at)
+    at.selectbox(key="preset_choice").select(name).run()
+    assert not at.exception
+    assert run_of(at) is run
+    assert run.knobs == presets.PRESETS[name].knobs
+    assert not at.warning
+
+
+def test_the_preset_menu_names_what_is_really_set():
+    at = open_page(preset="too_fast")
+    assert at.selectbox(key="preset_choice").value == "too_fast"
+    at.select_slider(key="u").set_value(0.003).run()
+    assert at.selectbox(key="preset_choice").value == "loss_free"
+    at.number_input(key="top_k").set_value(3).run()
+    assert at.selectbox(key="preset_choice").value == "custom"
+
+
+def test_alpha_and_capacity_are_offered_where_they_act():
+    at = open_page()
+    assert not {"alpha", "capacity_factor"} & {slider.key for slider in at.select_slider}
+    at.selectbox(key="preset_choice").select("deepseek_v2").run()
+    assert {"alpha", "capacity_factor"} <= {slider.key for slider in at.select_slider}
+
+
+def test_groups_begin_with_half_of_them_kept_and_impossible_numbers_are_not_offered():
+    at = open_page(num_experts="8", top_k="4")
+    at.selectbox(key="num_groups").select(4).run()
+    assert at.selectbox(key="groups_kept").value == 2
+    assert at.selectbox(key="groups_kept").options == ["2", "3", "4"]
+    assert run_of(at).knobs.num_groups == 4
+
+
+def test_a_control_that_makes_another_impossible_moves_it_and_says_so():
+    at = open_page(num_groups="4", groups_kept="1")
+    at.number_input(key="top_k").set_value(6).run()
+    assert "top_k=6 does not fit into 1 kept groups" in at.warning[0].value
+    assert run_of(at).knobs.groups_kept == 2
+    at.button(key="got_it").click().run()
+    assert not at.warning
+
+
+def test_an_address_of_nonsense_opens_the_page_with_a_sentence_each():
+    at = open_page(gating="foo", u="7", num_experts="10", num_groups="4", bogus="1", speed="warp", preset="mixtral")
+    assert not at.exception
+    said = at.warning[0].value
+    for part in ("gating=foo", "u=7", "10 experts cannot be split into 4", "'bogus'", "speed=warp"):
+        assert part in said
+    assert run_of(at).recipe.num_experts == 10
+    assert run_of(at).knobs.gating == "softmax", "the preset's part of the address holds"
+
+
+def test_a_refused_recipe_says_why_and_leaves_the_run():
+    at = open_page()
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    epoch = run.state().epoch
+    at.number_input(key="tokens_per_step").set_value(1000)
+    restart_button(at).click().run()
+    assert "tokens_per_step=1000 cannot be cut into sequences of 32" in at.warning[0].value
+    assert (run_of(at), run.state().epoch, run.recipe) == (run, epoch, Recipe())
+    assert at.number_input(key="tokens_per_step").value == 1024
+
+
+def test_another_recipe_begins_again_at_step_0():
+    at = open_page()
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    at.number_input(key="num_experts").set_value(8)
+    restart_button(at).click().run()
+    wait_until(lambda: run.state().status == "ready")
+    assert (run_of(at), run.recipe.num_experts, run.state().step) == (run, 8, 0)
+
+
+def test_the_transport_runs_steps_pauses_and_resets():
+    at = open_page()
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    assert at.button(key="run_pause").label == "Run"
+    at.button(key="step").click().run()
+    wait_until(lambda: run.state().step == 1)
+    at.button(key="run_pause").click().run()
+    assert at.button(key="run_pause").label == "Pause"
+    wait_until(lambda: run.state().step > 20)
+    at.button(key="run_pause").click().run()
+    assert at.button(key="run_pause").label == "Run"
+    at.button(key="reset").click().run()
+    wait_until(lambda: run.state().status == "ready")
+    assert run.state().step == 0
+    at.button(key="new_seed").click().run()
+    assert run.recipe.seed == at.session_state["seed"] != 0
+
+
+def test_run_to_a_step_stops_there_and_a_step_behind_is_refused_with_a_sentence():
+    at = open_page()
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    at.number_input(key="until").set_value(30).run()
+    at.button(key="run_until").click().run()
+    wait_until(lambda: not run.state().playing)
+    assert run.state().step == 30
+    at.button(key="run_until").click().run()
+    assert "already at step 30" in at.warning[0].value
+
+
+def test_speed_is_the_runs_target():
+    at = open_page(speed="10/s")
+    assert run_of(at).speed == 10
+
+
+def test_settings_outlast_a_look_at_another_page():
+    at = open_page()
+    at.selectbox(key="preset_choice").select("too_fast").run()
+    run = run_of(at)
+    at.switch_page("pages/formulas.py").run()
+    assert not at.exception
+    at.switch_page("pages/playground.py").run()
+    assert run_of(at) is run
+    assert run.knobs == presets.PRESETS["too_fast"].knobs
+
+
+def test_a_killed_worker_is_said_and_restart_brings_the_run_back():
+    at = open_page()
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    for process in hosting.host().process_ids:
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: run.state().status == "lost")
+    at.run()
+    assert "ended unexpectedly" in at.error[0].value
+    at.button(key="restart").click().run()
+    wait_until(lambda: run.state().status == "ready")
+    at.run()
+    assert not at.error
+    assert run_of(at) is run
+
+
+def test_the_formulas_page_shows_the_very_code_that_runs():
+    at = open_page()
+    at.switch_page("pages/formulas.py").run()
+    assert not at.exception
+    shown = [block.value for block in at.code]
+    for function in (routing.route, routing.limit_to_groups, balance.sign_rule, metrics.max_vio):
+        assert inspect.getsource(function).strip() in shown
+
+
+def test_a_name_without_code_is_an_error_and_not_an_empty_box():
+    with pytest.raises(LookupError, match="defines no nothing"):
+        source.of("routing", "nothing")
+
+
+def test_every_setting_has_a_word_of_help():
+    assert all(spec.metadata["help"] for spec in (*RECIPE_FIELDS.values(), *KNOB_FIELDS.values()))
+
+
+def test_the_process_that_serves_pages_never_imports_torch():
+    script = f"""
+import sys
+from streamlit.testing.v1 import AppTest
+at = AppTest.from_file({APP!r}, default_timeout=60).run()
+assert not at.exception
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
