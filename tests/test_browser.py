@@ -1,0 +1,273 @@
+"""The real page in a real browser, started as the README says."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.install_chromium import find
+
+ROOT = Path(__file__).parents[1]
+ARTIFACTS = ROOT / "test-artifacts"
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SECOND = 1000
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A server of our own, started with the README's command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
+    server = subprocess.Popen(
+        [*command, "--server.address=127.0.0.1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        printed = server.communicate(timeout=30)[0].decode()
+    assert "Traceback" not in printed, printed
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = find()
+    if path is None:
+        reason = "no Chromium is installed and none could be; `python -m tests.install_chromium` says why"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(browser, address, request):
+    """Opens pages, and fails the test if one logs an error or asks another host for anything."""
+    faults, pages = [], []
+
+    def open_page(query="", **options):
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
+        page = context.new_page()
+        page.set_default_timeout(60 * SECOND)
+        page.on("pageerror", lambda error: faults.append(f"error on the page: {error}"))
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on(
+            "request",
+            lambda asked: faults.append(f"asked {asked.url}") if _elsewhere(asked.url, address) else None,
+        )
+        page.goto(address + query)
+        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0")
+        pages.append(page)
+        return page
+
+    yield open_page
+    for number, page in enumerate(pages):
+        ARTIFACTS.mkdir(exist_ok=True)
+        page.screenshot(path=ARTIFACTS / f"{request.node.name}-{number}.png")
+        page.context.close()
+    assert not faults
+
+
+def _elsewhere(url, address):
+    return url.startswith(("http", "ws")) and address.split("//")[1] not in url
+
+
+def _wait_for(url, seconds=60):
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=5).read()
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.1)
+
+
+def look(page, expression):
+    return page.evaluate(f"window.__moeviz.{expression}")
+
+
+def until(page, condition):
+    """Wait for a JavaScript condition on `m`, what the live charts know."""
+    page.wait_for_function(f"(() => {{ const m = window.__moeviz; return {condition} }})()")
+
+
+def button(page, name):
+    return page.get_by_role("button", name=re.compile(f"^{name}\\b")).first
+
+
+def choose(page, label, option):
+    page.get_by_role("combobox", name=label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+    expect(page.get_by_role("combobox", name=label, exact=True)).to_have_value(option)
+
+
+def bars(page):
+    """The loads as the bar chart draws them."""
+    return page.evaluate("document.querySelector('.js-plotly-plot').data.filter(t => t.type === 'bar')[0].y.join()")
+
+
+def max_vio(page):
+    """Mean of the last 20 steps."""
+    return look(page, "store.max_vio.slice(0, window.__moeviz.store.count).slice(-20).reduce((a, b) => a + b) / 20")
+
+
+def test_collapse_and_recovery_by_hand(new_page):
+    page = new_page()
+    expect(page.get_by_text("Recorded start of the preset")).to_be_visible()
+    before = bars(page)
+    button(page, "Run").click()
+    until(page, "m.step > 100 && m.playing")
+    expect(page.get_by_text("Recorded start of the preset")).to_have_count(0)
+    assert bars(page) != before
+    assert max_vio(page) > 5, "left alone, routing collapses"
+
+    choose(page, "Balancing", "Loss-free bias")
+    until(page, "m.marks.some(mark => mark.label === 'balancing none → loss_free')")
+    changed_at = look(page, "marks[0].step")
+    until(page, f"m.step > {changed_at} + 250")
+    assert max_vio(page) < 3, "the bias brings balance back"
+
+    page.get_by_role("slider", name="Bias update speed u").focus()
+    page.keyboard.press("End")
+    until(page, "m.marks.some(mark => mark.label === 'u 0.003 → 0.1')")
+
+    page.get_by_role("radio", name="softmax").click()
+    until(page, "m.marks.some(mark => mark.label === 'gating sigmoid → softmax')")
+    assert "gating=softmax" in page.evaluate("location.search")
+
+    button(page, "Pause").click()
+    until(page, "!m.playing")
+    button(page, "Reset").click()
+    until(page, "m.step === 0 && m.marks.length === 0")
+    assert look(page, "lastError") == ""
+
+
+def test_keys_run_step_and_pause(new_page):
+    page = new_page()
+    until(page, "m.status === 'ready'")
+    page.locator(".js-plotly-plot").first.hover()
+    page.keyboard.press("ArrowRight")
+    until(page, "m.step === 1 && !m.playing")
+    page.keyboard.press("Space")
+    until(page, "m.step > 5 && m.playing")
+    page.keyboard.press("Space")
+    until(page, "!m.playing")
+    page.keyboard.press("Home")
+    until(page, "m.step === 0")
+
+
+def test_run_to_a_step_stops_there_and_the_button_says_run_again(new_page):
+    page = new_page()
+    page.get_by_role("button", name="Run to…").click()
+    page.get_by_role("spinbutton", name="Step").fill("60")
+    page.keyboard.press("Enter")
+    button(page, "Run to this step").click()
+    until(page, "m.step === 60 && !m.playing")
+    expect(button(page, "Run")).to_be_visible()
+    expect(button(page, "Pause")).to_have_count(0)
+
+
+def test_zoom_survives_updates_and_hover_marks_the_same_step_everywhere(new_page):
+    page = new_page()
+    button(page, "Run").click()
+    until(page, "m.step > 60")
+    chart = page.locator(".js-plotly-plot").nth(4)
+    box = chart.bounding_box()
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 80, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, middle, steps=4)
+    page.mouse.up()
+    until(page, "m.view.zoom !== null")
+    zoom, step = look(page, "view.zoom"), look(page, "step")
+    page.mouse.move(box["x"] + 120, middle)
+    until(page, "m.view.hover !== null")
+    until(page, f"m.step > {step} + 40")
+    assert look(page, "view.zoom") == zoom
+    page.mouse.dblclick(box["x"] + 120, middle)
+    until(page, "m.view.zoom === null")
+
+
+def test_an_address_of_nonsense_is_answered_and_the_page_runs(new_page):
+    page = new_page("?gating=foo&num_experts=10&num_groups=4&bogus=1")
+    expect(page.get_by_text("gating=foo is not a choice")).to_be_visible()
+    expect(page.get_by_text("10 experts cannot be split into 4 equal groups")).to_be_visible()
+    button(page, "Run").click()
+    until(page, "m.step > 20 && m.store.experts === 10")
+
+
+def test_a_shared_address_opens_the_same_settings(new_page):
+    page = new_page("?preset=deepseek_v2")
+    link = page.evaluate("location.search")
+    assert "gating=softmax" in link
+    other = new_page(link)
+    expect(other.get_by_role("combobox", name="Preset", exact=True)).to_have_value("DeepSeek-V2 style")
+    assert other.evaluate("location.search") == link
+
+
+def test_the_formulas_page_and_back_leaves_the_run(new_page):
+    page = new_page("?preset=loss_free")
+    button(page, "Run").click()
+    until(page, "m.step > 30")
+    button(page, "Pause").click()
+    until(page, "!m.playing")
+    step = look(page, "step")
+    page.get_by_role("link", name="Formulas and code").click()
+    expect(page.get_by_role("heading", name="Formulas and code")).to_be_visible()
+    page.get_by_role("link", name="Playground").click()
+    until(page, f"m.step >= {step} && m.store.count > 20")
+    expect(page.get_by_role("combobox", name="Preset", exact=True)).to_have_value("Loss-free bias")
+
+
+def test_another_number_of_experts_waits_for_the_button_and_then_begins_again(new_page):
+    page = new_page()
+    button(page, "Step").click()
+    until(page, "m.step === 1")
+    page.get_by_text("More", exact=True).click()
+    field = page.get_by_role("spinbutton", name="Experts E")
+    field.fill("8")
+    field.press("Tab")
+    assert look(page, "store.experts") == 16
+    button(page, "Restart with these").click()
+    until(page, "m.step === 0 && m.store.experts === 8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_one_readable_column(new_page, scheme):
+    page = new_page(color_scheme=scheme)
+    page.set_viewport_size({"width": 390, "height": 844})
+    button(page, "Run").click()
+    until(page, "m.step > 20")
+    lefts = {round(chart.bounding_box()["x"]) for chart in page.locator(".js-plotly-plot").all()}
+    assert len(lefts) == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_everything_that_matters_fits_a_projector(new_page):
+    page = new_page()
+    button(page, "Run").click()
+    until(page, "m.step > 20")
+    assert page.locator(".js-plotly-plot").count() == 6
+    for chart in page.locator(".js-plotly-plot").all():
+        box = chart.bounding_box()
+        assert box["y"] + box["height"] <= 800, "the six charts fit without scrolling"
+    assert page.get_by_text("Token dropping", exact=True).bounding_box()["y"] < 800
