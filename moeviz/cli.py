@@ -56,7 +56,7 @@ def list_settings() -> None:
     epilog="Printed: task_loss, max_vio_batch, max_vio_batch_worst_layer, max_vio_floor, dropped_fraction and fan_out "
     "are means over the last 20 % of steps and over layers; max_vio_global is the MaxVio of the load summed over those "
     "steps; eval_loss is the held-out loss after the last step, nothing dropped; dead_experts counts experts under 1 % "
-    "of the mean load in the last 20 steps, over all layers; steps_per_second is over wall time, set-up included. "
+    "of the mean load in the last 20 steps, over all layers; steps_per_second is over the wall time of training. "
     "`python -m moeviz settings` lists what --set takes."
 )
 @click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns.")
@@ -108,7 +108,7 @@ def record(out: Path, steps: int) -> None:
     from moeviz.live.wire import encode
 
     recipe, knobs = Recipe(device="cpu"), presets.preset("no_balancing").knobs
-    history, _, _ = _run(recipe, knobs, steps, None)
+    history, *_ = _run(recipe, knobs, steps, None)
     header = {"epoch": 0, "status": "ready", "message": "", "playing": False, "version": 0, "marks": []}
     _, rows = history.since(-1)
     out.write_bytes(encode(rows, header | {"recipe": asdict(recipe), "knobs": asdict(knobs)}))
@@ -121,8 +121,7 @@ def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Pat
     """
     import torch
 
-    began = time.perf_counter()
-    history, engine, diverged = _run(recipe, knobs, steps, text)
+    history, engine, seconds, diverged = _run(recipe, knobs, steps, text)
     settings = {
         "recipe": asdict(recipe),
         "knobs": asdict(knobs),
@@ -133,25 +132,27 @@ def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Pat
     if out:
         export.write(out, rows, settings)
     final = {} if diverged else {"eval_loss": engine.evaluate()}
-    rate = {"steps_per_second": engine.step_number / (time.perf_counter() - began), "diverged": diverged}
+    rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
     return export.summarize(rows) | final | rate | settings
 
 
-def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[History, Engine, str | None]:
-    """The history with step 0, the engine, and the sentence of a divergence if there was one."""
+def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[History, Engine, float, str | None]:
+    """The history with step 0, the engine, the seconds of training, and the sentence of a divergence if any."""
     from moeviz.engine import Engine, TrainingDiverged
 
     engine = Engine(recipe, knobs, text)
     history = History(recipe.num_layers, recipe.num_experts, capacity=steps + 2)
     history.append(engine.observe())
+    diverged = None
+    began = time.perf_counter()
     with click.progressbar(length=steps, label="Training", file=sys.stderr) as bar:
         try:
             for _ in range(steps):
                 history.append(engine.step(knobs))
                 bar.update(1)
         except TrainingDiverged as fault:
-            return history, engine, str(fault)
-    return history, engine, None
+            diverged = str(fault)
+    return history, engine, time.perf_counter() - began, diverged
 
 
 def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:
