@@ -43,6 +43,7 @@ def visitor() -> Visitor:
         if "speed" in asked and not speed:
             notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. Max is used.")
         st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
+        st.session_state["speed"] = speed.get("speed", "max")
         granted = fields.to_link(recipe, knobs)
         if asked != granted | speed:
             # The controls read the address themselves when first drawn: correct it before they do.

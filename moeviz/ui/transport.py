@@ -15,13 +15,16 @@ def bar(run: Run) -> None:
     """Draw the transport. Space runs and pauses, → steps, Home resets."""
     state = run.state()
     usable = state.status in ("starting", "ready")
+    # A single step is over before anybody could pause it: the button does not flicker for it.
+    playing = state.playing and state.target != state.step + 1
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.button(
-            "Pause" if state.playing else "Run",
+            "Pause" if playing else "Run",
             key="run_pause",
             type="primary",
-            icon=":material/pause:" if state.playing else ":material/play_arrow:",
-            on_click=run.pause if state.playing else run.play,
+            icon=":material/pause:" if playing else ":material/play_arrow:",
+            on_click=_toggle,
+            args=(run, playing),
             shortcut="Space",
             disabled=not usable,
         )
@@ -65,6 +68,14 @@ def trouble(run: Run) -> None:
         return
     st.error(state.message, icon=":material/error:")
     st.button("Restart from step 0", key="restart", type="primary", on_click=run.restart)
+
+
+def _toggle(run: Run, shown_playing: bool) -> None:
+    """Do what the button said, whatever the run has done since it was drawn."""
+    if shown_playing:
+        run.pause()
+    else:
+        run.play()
 
 
 def _reset(run: Run) -> None:

@@ -1,0 +1,55 @@
+"""How do the live charts get onto a page?
+
+A Streamlit component (v2) that carries almost nothing: its few lines of script load the real modules from our own
+routes, and the data of a run never passes through a script run at all; the browser pulls it (`routes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+
+from moeviz.live import assets, charts
+from moeviz.live.routes import prefix
+
+# Streamlit sends these lines again with every message, so they only fetch the modules, which the browser keeps.
+_LOADER = """\
+export default function ({ data, parentElement, ...rest }) {
+  const address = new URL(`${data.base}/main.js?v=${data.version}`, location.href)
+  const main = import(address)
+  main.then((m) => m.render({ data, parentElement, ...rest }))
+  return () => main.then((m) => m.release(parentElement))
+}
+"""
+
+_mount = st.components.v2.component("moeviz_live", js=_LOADER, isolate_styles=False)
+
+
+def live_charts(
+    token: str,
+    *,
+    known: dict[str, Any],
+    key: str = "live",
+    on_changed: Callable[[], None] | None = None,
+) -> Any:
+    """Mount the live charts of the run `token`.
+
+    `known` is what the script believes about the run, {"playing": bool, "status": str}. When the run turns out to be
+    otherwise (it reached its target and paused, its worker was lost, it was released), `on_changed` is called once and
+    the script runs again; `result.changed` then holds {"status", "playing", "message"}.
+    """
+    data = {
+        "base": f"{prefix()}/live",
+        "version": assets.VERSION,
+        "token": token,
+        "known": {"playing": bool(known["playing"]), "status": str(known["status"])},
+        "recorded": "start.bin" in assets.static(),
+        "charts": charts.texts(),
+    }
+    return _mount(key=key, data=data, on_changed_change=on_changed or _nothing)
+
+
+def _nothing() -> None:
+    """Streamlit gives the result a `changed` only where it has somebody to call."""

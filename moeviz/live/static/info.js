@@ -1,0 +1,40 @@
+// The "i" beside a title: what it means, by which formula, and who says so.
+
+import { el } from "./dom.js";
+
+export class Info {
+  constructor(root) {
+    this.box = el("div", { class: "info-box", popover: "auto" });
+    root.append(this.box);
+    this.box.addEventListener("toggle", (event) => {
+      if (event.newState === "closed") this.owner?.setAttribute("aria-expanded", "false");
+    });
+  }
+
+  button(text) {
+    const button = el("button", { class: "info", type: "button", "aria-label": `About ${text.title}`, "aria-expanded": "false" }, "i");
+    button.addEventListener("click", () => this.#open(button, text));
+    return button;
+  }
+
+  #open(button, text) {
+    if (this.owner === button && this.box.matches(":popover-open")) return this.box.hidePopover();
+    this.box.replaceChildren(
+      el("strong", {}, text.title),
+      el("p", {}, text.meaning),
+      el("p", { class: "formula" }, text.formula),
+      el("p", { class: "source" }, `Source: ${text.source}`),
+    );
+    this.owner = button;
+    this.box.showPopover();
+    button.setAttribute("aria-expanded", "true");
+    return this.#place(button.getBoundingClientRect());
+  }
+
+  #place({ left, bottom, top }) {
+    const { offsetWidth: width, offsetHeight: height } = this.box;
+    const fitsBelow = bottom + height + 8 < window.innerHeight;
+    this.box.style.left = `${Math.max(8, Math.min(left, window.innerWidth - width - 8))}px`;
+    this.box.style.top = `${Math.max(8, fitsBelow ? bottom + 6 : top - height - 6)}px`;
+  }
+}

@@ -1,0 +1,273 @@
+// The entry: one `Live` per mounted component joins transport, store, view and charts.
+
+import { Agreement } from "./agree.js";
+import { biasChart } from "./bias_chart.js";
+import { droppedChart } from "./dropped_chart.js";
+import { historyChart } from "./history_chart.js";
+import { LoadChart } from "./load_chart.js";
+import { lossChart } from "./loss_chart.js";
+import { maxVioChart } from "./max_vio_chart.js";
+import { Page } from "./page.js";
+import { loadPlotly } from "./plotly.js";
+import { Puller } from "./pull.js";
+import { StepChart } from "./step_chart.js";
+import { Store } from "./store.js";
+import { readTheme } from "./theme.js";
+import { View } from "./view.js";
+import { decode } from "./wire.js";
+
+const RECORDED = "Recorded start of the preset “No balancing”: press Run to train your own";
+const RELEASED = "This run was released because nobody was watching it.";
+
+const SPEAK_MS = 2000; // charts in words: current, but calm
+
+const instances = new Map();
+const firstEpochs = new Map(); // by token; outlives a visit to another page
+
+// Streamlit calls this again whenever the data or the theme changes.
+export function render(component) {
+  const { parentElement } = component;
+  if (!instances.has(parentElement)) instances.set(parentElement, new Live(component));
+  instances.get(parentElement).update(component);
+}
+
+export function release(parentElement) {
+  instances.get(parentElement)?.dispose();
+  instances.delete(parentElement);
+}
+
+class Live {
+  constructor({ parentElement, data }) {
+    this.view = new View(() => this.changed());
+    this.frame = new Page(parentElement, data.charts, this.view);
+    this.panels = [];
+    this.trouble = "";
+    this.failure = "";
+    this.drawn = 0;
+    this.drawMs = 0;
+    this.pulling = new Puller({
+      address: () => this.#address(),
+      receive: (buffer) => this.#receive(buffer),
+      trouble: (text, error) => this.#troubled(text, error),
+      gone: () => this.#gone(),
+      alive: () => this.frame.root.isConnected,
+    });
+    this.agreement = new Agreement((change) => this.component.setTriggerValue("changed", change));
+    this.onPress = () => (this.held = true);
+    this.onRelease = () => {
+      this.held = false;
+      this.changed();
+    };
+    this.frame.grid.addEventListener("pointerdown", this.onPress, true);
+    for (const type of ["pointerup", "pointercancel"]) window.addEventListener(type, this.onRelease);
+    this.speaking = setInterval(() => this.panels.forEach((panel) => panel.speak()), SPEAK_MS);
+    this.ready = this.#begin(data);
+  }
+
+  // Styles and Plotly.js, then the panels.
+  async #begin({ base, version }) {
+    await loadStyles(this.frame.root, `${base}/style.css?v=${version}`);
+    const Plotly = await loadPlotly(`${base}/../plotly.min.js?v=${version}`);
+    const page = { Plotly, view: this.view, changed: () => this.changed() };
+    const kinds = [historyChart(), biasChart(), maxVioChart(), lossChart(), droppedChart()];
+    this.panels = [new LoadChart(this.frame.card("load"), page)];
+    for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), page, kind));
+    for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
+  }
+
+  async update(component) {
+    this.component = component;
+    try {
+      if (component.data.token !== this.token) this.#follow(component.data.token);
+      await this.ready;
+      await this.#dress();
+      this.pulling.start();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  // Another run: forget everything about the last one.
+  #follow(token) {
+    this.token = token;
+    this.store = new Store(1, 16);
+    this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
+    this.recording = null;
+    this.asked = false;
+    this.pulling.stop();
+  }
+
+  async #dress() {
+    const { root } = this.frame;
+    this.theme = readTheme(root);
+    root.dataset.theme = this.theme.dark ? "dark" : "light";
+    const same = JSON.stringify(this.theme);
+    if (this.dressedAs === same) return;
+    this.dressedAs = same;
+    for (const panel of this.panels) await panel.dress(this.theme);
+    this.changed();
+  }
+
+  #address() {
+    const { epoch, version } = this.header;
+    const base = new URL(`${this.component.data.base}/../run/${this.token}`, location.href);
+    base.search = new URLSearchParams({ epoch, version, after: this.store.lastStep });
+    return base;
+  }
+
+  async #receive(buffer) {
+    const { header, columns } = decode(buffer);
+    this.#takeIn(header, columns);
+    this.agreement.check(this.component.data.known, header);
+    await this.#fetchRecording();
+    this.changed();
+    await this.drawing;
+    return { drawMs: this.drawMs, busy: header.playing || header.n > 0 || header.status === "starting" };
+  }
+
+  #takeIn(header, columns) {
+    const { layers, experts } = this.store;
+    if (header.epoch !== this.header.epoch || header.layers !== layers || header.experts !== experts) {
+      const { labels } = this.store;
+      this.store = new Store(header.layers, header.experts);
+      this.store.labels = labels;
+      this.view.hover = null;
+      this.view.zoom = null;
+      if (this.view.expert >= header.experts) this.view.expert = -1;
+    }
+    if (!firstEpochs.has(this.token)) firstEpochs.set(this.token, header.epoch);
+    this.header = header;
+    this.store.recipe = header.recipe ?? this.store.recipe;
+    this.store.knobs = header.knobs ?? this.store.knobs;
+    for (const [version, label] of header.marks) this.store.labels.set(version, label);
+    this.store.append(header, columns);
+  }
+
+  get untrained() {
+    return this.header.epoch === firstEpochs.get(this.token) && this.store.lastStep <= 0;
+  }
+
+  // The recorded start fills the charts until a run of one's own has something to show.
+  async #fetchRecording() {
+    const { data } = this.component;
+    if (!this.untrained || this.asked || !data.recorded) return;
+    this.asked = true;
+    const answer = await fetch(`${data.base}/start.bin?v=${data.version}`);
+    if (!answer.ok) return;
+    const { header, columns } = decode(await answer.arrayBuffer());
+    const recording = new Store(header.layers, header.experts);
+    Object.assign(recording, { recipe: header.recipe ?? null, knobs: header.knobs ?? null });
+    for (const [version, label] of header.marks ?? []) recording.labels.set(version, label);
+    recording.append(header, columns);
+    this.recording = recording;
+  }
+
+  get shown() {
+    return this.recording && this.untrained ? this.recording : this.store;
+  }
+
+  #troubled(text, error) {
+    if (error) this.lastError = String(error);
+    if (this.trouble === text) return;
+    this.trouble = text;
+    this.changed();
+  }
+
+  #gone() {
+    this.trouble = RELEASED;
+    this.header = { ...this.header, status: "released", playing: false, message: RELEASED };
+    this.agreement.check(this.component.data.known, this.header);
+    this.changed();
+  }
+
+  #fail(error) {
+    this.lastError = String(error);
+    this.failure = `The charts could not be drawn. ${error.message}`;
+    this.frame.toolbar.draw(this.store, this.#messages());
+    this.#publish();
+  }
+
+  // Draws at the next frame, once however often it is asked.
+  changed() {
+    this.drawing ??= new Promise((resolve) => {
+      const draw = () => {
+        this.drawing = null;
+        try {
+          this.#draw();
+        } catch (error) {
+          this.#fail(error);
+        }
+        resolve();
+      };
+      requestAnimationFrame(draw);
+    });
+  }
+
+  #draw() {
+    if (!this.theme || !this.store) return;
+    const began = performance.now();
+    const store = this.shown;
+    this.frame.strip.draw(store, this.view, this.#state());
+    this.frame.toolbar.draw(store, this.#messages());
+    // While the mouse button is down Plotly is drawing a zoom box, which a redraw would tear away.
+    let count = 0;
+    if (!this.held) for (const panel of this.panels) count += panel.draw(store);
+    for (const panel of this.panels) panel.showCursor();
+    if (count) {
+      this.drawn += 1;
+      this.drawMs = performance.now() - began;
+    }
+    this.#publish();
+  }
+
+  #state() {
+    const { playing } = this.header;
+    if (this.shown === this.recording) return { playing: true, word: "recorded" };
+    return { playing, word: playing ? "training" : this.store.lastStep > 0 ? "paused" : "untrained" };
+  }
+
+  #messages() {
+    const { status, message } = this.header;
+    const lost = status === "failed" || status === "lost";
+    const waiting = status === "starting" ? message || "The run is starting." : "";
+    const notice = this.failure || this.trouble || (lost ? message || "This run has stopped." : waiting);
+    const badge = !notice && this.shown === this.recording ? RECORDED : "";
+    return { notice, badge, serious: Boolean(this.failure || this.trouble || lost) };
+  }
+
+  // For browser tests: what a person would see, as values.
+  #publish() {
+    const { store } = this;
+    window.__moeviz = {
+      step: store.lastStep,
+      epoch: this.header.epoch,
+      playing: this.header.playing,
+      status: this.header.status,
+      recorded: this.shown === this.recording,
+      drawn: this.drawn,
+      drawMs: this.drawMs,
+      marks: store.marks.map((mark) => ({ step: mark.step, label: store.markText(mark) })),
+      lastError: this.lastError ?? "",
+      store,
+      view: this.view,
+    };
+  }
+
+  dispose() {
+    this.pulling.dispose();
+    clearInterval(this.speaking);
+    for (const type of ["pointerup", "pointercancel"]) window.removeEventListener(type, this.onRelease);
+    for (const panel of this.panels) panel.dispose();
+    this.frame.root.remove();
+  }
+}
+
+// Waits for the styles: a chart measured before them would have the wrong size.
+function loadStyles(root, address) {
+  return new Promise((resolve, reject) => {
+    const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href: address });
+    link.onload = resolve;
+    link.onerror = () => reject(new Error("The styles did not load. Reload the page to try again."));
+    root.prepend(link);
+  });
+}

@@ -1,0 +1,56 @@
+// The frame of the charts: strip, toolbar, and a grid of cards.
+
+import { el } from "./dom.js";
+import { Info } from "./info.js";
+import { Strip } from "./strip.js";
+import { Toolbar } from "./toolbar.js";
+
+export class Page {
+  constructor(parent, texts, view) {
+    this.root = el("section", { class: "moeviz", "aria-label": "Live charts of the training" });
+    this.info = new Info(this.root);
+    this.strip = new Strip(texts.numbers, this.info);
+    this.toolbar = new Toolbar(view);
+    this.grid = el("div", { class: "grid" });
+    this.root.append(this.strip.root, this.toolbar.root, this.grid);
+    // A space on our own button must not also run or pause the training, which is a shortcut of the page.
+    this.root.addEventListener("keydown", (event) => {
+      if (event.target.closest("button, select") && event.key !== "Tab") event.stopPropagation();
+    });
+    this.texts = texts.charts;
+    this.view = view;
+    parent.append(this.root);
+  }
+
+  // An empty card for one chart; its key follows when the chart says what it has.
+  card(id) {
+    const text = this.texts[id];
+    const key = el("div", { class: "key" });
+    const plot = el("div", { class: "plot", role: "img", "aria-label": `${text.title}. No data yet.` });
+    const unit = text.unit ? el("span", { class: "unit" }, text.unit) : "";
+    const head = el("header", {}, el("h4", {}, text.title), unit, this.info.button(text));
+    this.grid.append(el("article", { class: "card", "data-chart": id }, head, key, plot));
+    return { id, key, plot, hidden: new Set() };
+  }
+
+  // The key of a chart. Where an entry has an id its line can be switched off and on.
+  fillKey(card, entries) {
+    for (const entry of entries) {
+      const parts = entry.look ? [el("span", { class: `swatch ${entry.look}`, "aria-hidden": "true" })] : [];
+      if (entry.text) parts.push(entry.text);
+      const part = entry.id ? this.#toggle(card, entry.id, parts) : el("span", {}, ...parts);
+      part.dataset.look = entry.look ?? "";
+      card.key.append(part);
+    }
+  }
+
+  #toggle(card, id, parts) {
+    const button = el("button", { type: "button", "aria-pressed": "true" }, ...parts);
+    button.addEventListener("click", () => {
+      if (!card.hidden.delete(id)) card.hidden.add(id);
+      button.setAttribute("aria-pressed", String(!card.hidden.has(id)));
+      this.view.changed();
+    });
+    return button;
+  }
+}

@@ -1,0 +1,157 @@
+// What the browser remembers of a run: one growing typed array per column, one entry per step received.
+//
+// Steps ascend but need not be consecutive: the server thins a long catch-up, and a full store thins its older half,
+// so that the beginning of a long run stays visible, only coarser.
+
+const MOST_STEPS = 4000;
+const MOST_BYTES = 48e6;
+const SMOOTHING = 1 / 16;
+
+const PER_STEP = {
+  step: Uint32Array,
+  version: Uint32Array,
+  task_loss: Float32Array,
+  added_loss: Float32Array,
+  eval_loss: Float32Array,
+  fair_max_vio: Float32Array,
+  fair_max_vio_p95: Float32Array,
+  fair_min_load_p05: Float32Array,
+  steps_per_second: Float32Array,
+  smooth_loss: Float32Array,
+};
+const PER_LAYER = {
+  max_vio: Float32Array,
+  fan_out: Float32Array,
+  dropped_fraction: Float32Array,
+  dead_experts: Uint16Array,
+  mean_load: Float32Array,
+};
+const PER_EXPERT = { bias: Float32Array, load: Uint16Array, kept_load: Uint16Array };
+const DERIVED = new Set(["smooth_loss", "mean_load"]);
+
+let stores = 0;
+
+export class Store {
+  constructor(layers, experts) {
+    this.serial = ++stores; // tells one run's data from another's
+    this.layers = layers;
+    this.experts = experts;
+    this.count = 0;
+    this.recipe = null;
+    this.knobs = null;
+    this.labels = new Map(); // settings version -> what changed, in words
+    this.marks = []; // {step, from, to}: the settings went from one version to another before this step
+    this.lastHeldOut = NaN;
+    this.lastHeldOutStep = NaN;
+    this.capacity = Math.min(MOST_STEPS, Math.floor(MOST_BYTES / (layers * experts * 8)));
+    this.columns = new Map();
+    this.#addColumns(PER_STEP, 1);
+    this.#addColumns(PER_LAYER, layers);
+    this.#addColumns(PER_EXPERT, layers * experts);
+  }
+
+  #addColumns(kinds, width) {
+    for (const [name, Kind] of Object.entries(kinds)) {
+      this.columns.set(name, { width, data: new Kind(64 * width) });
+      Object.defineProperty(this, name, { get: () => this.columns.get(name).data });
+    }
+  }
+
+  get lastStep() {
+    return this.count ? this.step[this.count - 1] : -1;
+  }
+
+  // Where the experts of one layer begin in a column of loads or biases.
+  row(index, layer) {
+    return (index * this.layers + layer) * this.experts;
+  }
+
+  // The last entry whose step is not after `step`, or -1.
+  indexOf(step) {
+    let low = -1;
+    let high = this.count - 1;
+    while (low < high) {
+      const middle = Math.ceil((low + high) / 2);
+      if (this.step[middle] <= step) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+  append({ n }, arrays) {
+    for (let row = 0; row < n; row++) {
+      if (arrays.step[row] <= this.lastStep) continue; // an answer that crossed another
+      if (this.count === this.capacity) this.#thin();
+      this.#reserve();
+      for (const [name, column] of this.columns) {
+        if (DERIVED.has(name)) continue;
+        const start = row * column.width;
+        column.data.set(arrays[name].subarray(start, start + column.width), this.count * column.width);
+      }
+      this.#derive(this.count++);
+    }
+  }
+
+  #reserve() {
+    if (this.count * this.columns.get("step").width < this.step.length) return;
+    const length = Math.min(this.capacity, this.count * 2);
+    for (const column of this.columns.values()) {
+      const larger = new column.data.constructor(length * column.width);
+      larger.set(column.data);
+      column.data = larger;
+    }
+  }
+
+  #derive(index) {
+    this.#deriveSmoothLoss(index);
+    for (let layer = 0; layer < this.layers; layer++) {
+      const start = this.row(index, layer);
+      let sum = 0;
+      for (let expert = 0; expert < this.experts; expert++) sum += this.load[start + expert];
+      this.mean_load[index * this.layers + layer] = sum / this.experts;
+    }
+    if (index > 0 && this.version[index] !== this.version[index - 1]) {
+      this.marks.push({ step: this.step[index], from: this.version[index - 1], to: this.version[index] });
+    }
+    if (Number.isFinite(this.eval_loss[index])) {
+      this.lastHeldOut = this.eval_loss[index];
+      this.lastHeldOutStep = this.step[index];
+    }
+  }
+
+  #deriveSmoothLoss(index) {
+    const loss = this.task_loss[index];
+    const before = index ? this.smooth_loss[index - 1] : NaN;
+    const gap = index ? this.step[index] - this.step[index - 1] : 1;
+    const share = 1 - (1 - SMOOTHING) ** gap;
+    if (!Number.isFinite(loss)) this.smooth_loss[index] = before;
+    else this.smooth_loss[index] = Number.isFinite(before) ? before + share * (loss - before) : loss;
+  }
+
+  // Keeps one of each pair of the older half, where possible the one with a held-out loss.
+  #thin() {
+    const half = Math.floor(this.count / 4) * 2;
+    let kept = 0;
+    for (let index = 0; index < this.count; ) {
+      const pair = index < half;
+      const second = pair && index > 0 && !Number.isFinite(this.eval_loss[index]);
+      this.#move(second && Number.isFinite(this.eval_loss[index + 1]) ? index + 1 : index, kept++);
+      index += pair ? 2 : 1;
+    }
+    this.count = kept;
+  }
+
+  #move(from, to) {
+    if (from === to) return;
+    for (const { width, data } of this.columns.values()) data.copyWithin(to * width, from * width, (from + 1) * width);
+  }
+
+  // What changed at a mark, in words.
+  markText({ from, to }) {
+    const texts = [];
+    for (let version = from + 1; version <= to; version++) {
+      if (this.labels.has(version)) texts.push(this.labels.get(version));
+    }
+    return texts.join("; ") || "settings changed";
+  }
+}
