@@ -13,6 +13,7 @@ from collections import deque
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from moeviz import balance, metrics
 from moeviz.config import Knobs, Recipe, SettingsError, check
@@ -29,7 +30,8 @@ MODEL_STREAM, DATA_STREAM, PROTECTED_STREAM = 1, 2, 3
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number. The message is a sentence for people; the weights are as before this step."""
+    """The loss or its gradient is no longer a number. The message is a sentence for people; the weights are as before
+    this step."""
 
 
 def available_devices() -> list[str]:
@@ -65,7 +67,7 @@ class Engine:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, betas=(0.9, 0.99), fused=True)
         self._data = torch.Generator().manual_seed(_stream_seed(recipe.seed, DATA_STREAM))
         self._protect = torch.Generator().manual_seed(_stream_seed(recipe.seed, PROTECTED_STREAM))
-        self._recent_loads: deque[np.ndarray] = deque(maxlen=metrics.DEAD_WINDOW)
+        self._recent_loads: deque[np.ndarray] = deque(maxlen=metrics.DEAD_WINDOW - 1)
         self._clock = _Clock()
 
     @torch.no_grad()
@@ -82,7 +84,7 @@ class Engine:
 
         Raises:
             SettingsError: the knobs cannot go with the recipe; nothing has changed.
-            TrainingDiverged: the loss is NaN or infinite; weights and bias are as they were.
+            TrainingDiverged: the loss or its gradient is NaN or infinite; weights and bias are as they were.
         """
         if knobs != self.knobs:
             check(self.recipe, knobs)
@@ -96,17 +98,16 @@ class Engine:
         added_loss = balance.added_loss(routings, knobs, self.recipe.num_sequences)
         loss = float(task_loss.detach())
         if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"Training diverged at step {self.step_number + 1}: the loss is {loss}. "
-                f"Try a learning_rate under {knobs.learning_rate:g}, then reset."
-            )
+            raise self._diverged(f"the loss is {loss}")
         self._descend(task_loss + added_loss)
         bias_LE = self.bias_LE
         load_LE = torch.stack([routing.load_E for routing in routings])
         self.bias_LE = balance.BIAS_RULES[knobs.bias_rule](bias_LE, load_LE, knobs.u)
         self.step_number += 1
         eval_loss = self.evaluate() if self.step_number % EVAL_EVERY == 0 else math.nan
-        return self._snapshot(loss, float(added_loss.detach()), eval_loss, bias_LE, routings, kept_load_LE)
+        snapshot = self._snapshot(loss, float(added_loss.detach()), eval_loss, bias_LE, routings, kept_load_LE)
+        self._recent_loads.append(snapshot.load_LE.copy())  # the snapshot's own array belongs to whoever gets it
+        return snapshot
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -120,8 +121,18 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = self.knobs.learning_rate * warm_up
         loss.backward()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if not get_total_norm(gradients).isfinite():
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._diverged("the gradient is not finite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _diverged(self, reason: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"Training diverged at step {self.step_number + 1}: {reason}. "
+            f"Try a learning_rate under {self.knobs.learning_rate:g}, then reset."
+        )
 
     def _protected(self) -> Tensor:
         """Tokens of this batch's protected sequences; drawn at every step, so that dropping can be toggled freely."""
@@ -141,7 +152,6 @@ class Engine:
         recipe, knobs = self.recipe, self.knobs
         load_LE = torch.stack([routing.load_E for routing in routings]).cpu().numpy()
         kept_load_LE = kept_load_LE.cpu().numpy()
-        self._recent_loads.append(load_LE)
         groups = knobs.num_groups
         chosen = [routing.chosen_TK.cpu().numpy() for routing in routings] if groups > 1 else None
         return Snapshot(
@@ -156,7 +166,7 @@ class Engine:
             fan_out_L=np.array([metrics.fan_out(chosen_TK, recipe.num_experts, groups) for chosen_TK in chosen])
             if chosen
             else np.ones(recipe.num_layers),
-            dead_experts_L=metrics.dead_experts(sum(self._recent_loads)),
+            dead_experts_L=metrics.dead_experts(sum(self._recent_loads, load_LE)),
             dropped_fraction_L=1 - kept_load_LE.sum(-1) / (recipe.tokens_per_step * knobs.top_k),
             fair=metrics.fair_router(recipe.tokens_per_step, knobs.top_k, recipe.num_experts),
             steps_per_second=self._clock.tick(),

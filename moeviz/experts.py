@@ -72,15 +72,15 @@ class _GroupedExperts(torch.autograd.Function):
         ctx.save_for_backward(
             gates_TK, order_P, ends_E, w_in_Ed2H, w_out_EHd, token_P, place_P, rows_Pd, hidden_P2H, act_PH, out_Pd
         )
-        return torch.bmm(gates_TK[:, None], out_Pd.view(T, K, -1))[:, 0]
+        return torch.bmm(gates_TK[:, None], out_Pd.view(T, K, x_Td.shape[1]))[:, 0]
 
     @staticmethod
     def backward(ctx, grad_Td):
         gates_TK, order_P, ends_E, w_in, w_out, token_P, place_P, rows_Pd, hidden_P2H, act_PH, out_Pd = (
             ctx.saved_tensors
         )
-        T, K = gates_TK.shape
-        grad_gates_TK = torch.bmm(out_Pd.view(T, K, -1), grad_Td[:, :, None])[:, :, 0]
+        (T, K), d = gates_TK.shape, grad_Td.shape[1]
+        grad_gates_TK = torch.bmm(out_Pd.view(T, K, d), grad_Td[:, :, None])[:, :, 0]
         grad_out_Pd = grad_Td.index_select(0, token_P) * gates_TK.flatten().index_select(0, order_P)[:, None]
         grad_w_out = F.grouped_mm(act_PH.t(), grad_out_Pd, offs=ends_E)
         grad_act_PH = F.grouped_mm(grad_out_Pd, w_out.transpose(1, 2), offs=ends_E)
@@ -90,5 +90,5 @@ class _GroupedExperts(torch.autograd.Function):
         grad_hidden_P2H = torch.cat((grad_act_PH * up_PH * silu_slope_PH, grad_act_PH * gate_PH * sigmoid_PH), dim=-1)
         grad_w_in = F.grouped_mm(rows_Pd.t(), grad_hidden_P2H, offs=ends_E)
         grad_rows_Pd = F.grouped_mm(grad_hidden_P2H, w_in.transpose(1, 2), offs=ends_E)
-        grad_x_Td = grad_rows_Pd.index_select(0, place_P).view(T, K, -1).sum(1)
+        grad_x_Td = grad_rows_Pd.index_select(0, place_P).view(T, K, d).sum(1)
         return grad_x_Td, grad_gates_TK, None, None, grad_w_in, grad_w_out

@@ -42,11 +42,11 @@ CHARTS: dict[str, Text] = {
     ),
     "bias": Text(
         "Selection bias",
-        "What is added to each expert's affinity when experts are chosen, one line per expert. It never enters the "
-        "gate, so it moves tokens without a gradient.",
+        "What is added to each expert's affinity when experts are chosen, one line per expert, drawn relative to their "
+        "mean, since a constant added to all changes no choice. It never enters the gate.",
         "chosen by s_i + b_i; after each step b_i ← b_i + u · sign(mean load − load_i)",
         "arXiv 2408.15664, eq. 3 and Algorithm 1; arXiv 2412.19437, eq. 16.",
-        "b",
+        "b − mean b",
     ),
     "max_vio": Text(
         "MaxVio",

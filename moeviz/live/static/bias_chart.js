@@ -1,4 +1,7 @@
 // The selection bias of every expert, one line each; the selected and the pointed-at one stand out.
+//
+// Drawn relative to the layer's mean: the sign rule lets all biases drift together, and a constant added to all of them
+// changes no choice.
 
 import { label, line } from "./brush.js";
 import { Extent } from "./scale.js";
@@ -7,7 +10,9 @@ import { number } from "./words.js";
 
 const REACH_PX = 14;
 
-const biasOf = (p, index, expert) => p.store.bias[p.store.row(index, p.layer) + expert];
+const rawBiasOf = (p, index, expert) => p.store.bias[p.store.row(index, p.layer) + expert];
+const meanOf = (p, index) => p.store.mean_bias[index * p.store.layers + p.layer];
+const biasOf = (p, index, expert) => rawBiasOf(p, index, expert) - meanOf(p, index);
 
 export function biasChart() {
   const extent = new Extent();
@@ -17,9 +22,8 @@ export function biasChart() {
     extent(p) {
       let [low, high] = [Infinity, -Infinity];
       for (let i = p.first; i <= p.last && p.store.count; i++) {
-        const start = p.store.row(i, p.layer);
         for (let e = 0; e < p.store.experts; e++) {
-          const value = p.store.bias[start + e];
+          const value = biasOf(p, i, e);
           if (value < low) low = value;
           if (value > high) high = value;
         }
@@ -36,8 +40,8 @@ export function biasChart() {
       for (const e of new Set([p.hoverExpert, p.view.expert])) if (e >= 0 && e < experts) emphasise(p, e, indices);
     },
     note(p) {
-      const off = p.store.knobs?.bias_rule === "none";
-      return off && p.store.count && flat(p) ? "No bias: balancing is not loss‑free." : "";
+      const off = p.store.knobs?.bias_rule === "none" && p.store.count;
+      return off && sample(p).every((i) => flat(p, i)) ? "No bias: balancing is not loss‑free." : "";
     },
     // The line nearest to the pointer, within reach.
     expertAt(p, index, y) {
@@ -46,18 +50,22 @@ export function biasChart() {
         const away = Math.abs(p.y(biasOf(p, index, e)) - y);
         if (away < distance) [nearest, distance] = [e, away];
       }
-      return flat(p) ? -1 : nearest;
+      return flat(p, index) ? -1 : nearest;
     },
     readout(p, i) {
       const [low, high] = ends(p, i);
       const named = [...new Set([p.hoverExpert, p.view.expert])].filter((e) => e >= 0 && e < p.store.experts);
-      if (named.length) return named.map((e) => `expert ${e}: b = ${number(biasOf(p, i, e))}`);
-      return [`highest ${number(biasOf(p, i, high))} (expert ${high})`, `lowest ${number(biasOf(p, i, low))} (expert ${low})`];
+      if (named.length) return named.map((e) => `expert ${e}: ${number(biasOf(p, i, e))} (b = ${number(rawBiasOf(p, i, e))})`);
+      return [
+        `highest ${number(biasOf(p, i, high))} (expert ${high})`,
+        `lowest ${number(biasOf(p, i, low))} (expert ${low})`,
+        `mean b = ${number(meanOf(p, i))}`,
+      ];
     },
     describe(p, i) {
       const [low, high] = ends(p, i);
       return (
-        `Selection bias at step ${p.store.step[i]}: from ${number(biasOf(p, i, low))} (expert ${low}) ` +
+        `Selection bias at step ${p.store.step[i]}, relative to its mean ${number(meanOf(p, i))}: from ${number(biasOf(p, i, low))} (expert ${low}) ` +
         `to ${number(biasOf(p, i, high))} (expert ${high}).`
       );
     },
@@ -95,7 +103,9 @@ function ends(p, index) {
   return [low, high];
 }
 
-function flat(p) {
-  const [low, high] = ends(p, p.last);
-  return biasOf(p, p.last, low) === 0 && biasOf(p, p.last, high) === 0;
+// All biases are exactly zero.
+function flat(p, index) {
+  const start = p.store.row(index, p.layer);
+  for (let e = 0; e < p.store.experts; e++) if (p.store.bias[start + e] !== 0) return false;
+  return true;
 }

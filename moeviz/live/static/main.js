@@ -9,6 +9,7 @@ import { lossChart } from "./loss_chart.js";
 import { maxVioChart } from "./max_vio_chart.js";
 import { Page } from "./page.js";
 import { loadPlotly } from "./plotly.js";
+import { freeKeysAfterPointer } from "./presenter.js";
 import { Puller } from "./pull.js";
 import { StepChart } from "./step_chart.js";
 import { Store } from "./store.js";
@@ -27,6 +28,7 @@ const firstEpochs = new Map(); // by token; outlives a visit to another page
 // Streamlit calls this again whenever the data or the theme changes.
 export function render(component) {
   const { parentElement } = component;
+  freeKeysAfterPointer();
   if (!instances.has(parentElement)) instances.set(parentElement, new Live(component));
   instances.get(parentElement).update(component);
 }

@@ -5,7 +5,7 @@ import { shorten } from "./words.js";
 
 const ROWS = 3;
 const ROW_HEIGHT = 14;
-const LONGEST = 22;
+const LONGEST = 24;
 const SIZE = 11;
 const GAP = 3;
 
@@ -43,13 +43,18 @@ function drawText(p, mark, ends) {
   const at = p.x(mark.step);
   const right = p.box.right + 8 - at - GAP;
   const left = at - GAP - p.box.left;
-  const text = fit(p.ctx, shorten(p.store.markText(mark), LONGEST), Math.max(left, right));
+  const text = fit(p.ctx, shorten(brief(p.store.markText(mark)), LONGEST), Math.max(left, right));
   const width = p.ctx.measureText(text).width;
   const start = width <= right ? at + GAP : at - GAP - width;
   const row = ends.findIndex((end) => start > end + 5);
   if (row < 0) return;
   ends[row] = start + width;
   label(p, text, start, p.box.top - 8 + row * ROW_HEIGHT, p.theme.mark, { size: SIZE });
+}
+
+// What it was before can be seen on the chart; hovering tells it too.
+function brief(text) {
+  return text.length > LONGEST ? text.replace(/ \S+ →/g, " →") : text;
 }
 
 function fit(ctx, text, room) {

@@ -25,9 +25,10 @@ const PER_LAYER = {
   dropped_fraction: Float32Array,
   dead_experts: Uint16Array,
   mean_load: Float32Array,
+  mean_bias: Float32Array,
 };
 const PER_EXPERT = { bias: Float32Array, load: Uint16Array, kept_load: Uint16Array };
-const DERIVED = new Set(["smooth_loss", "mean_load"]);
+const DERIVED = new Set(["smooth_loss", "mean_load", "mean_bias"]);
 
 let stores = 0;
 
@@ -106,9 +107,13 @@ export class Store {
     this.#deriveSmoothLoss(index);
     for (let layer = 0; layer < this.layers; layer++) {
       const start = this.row(index, layer);
-      let sum = 0;
-      for (let expert = 0; expert < this.experts; expert++) sum += this.load[start + expert];
-      this.mean_load[index * this.layers + layer] = sum / this.experts;
+      let [loads, biases] = [0, 0];
+      for (let expert = 0; expert < this.experts; expert++) {
+        loads += this.load[start + expert];
+        biases += this.bias[start + expert];
+      }
+      this.mean_load[index * this.layers + layer] = loads / this.experts;
+      this.mean_bias[index * this.layers + layer] = biases / this.experts;
     }
     if (index > 0 && this.version[index] !== this.version[index - 1]) {
       this.marks.push({ step: this.step[index], from: this.version[index - 1], to: this.version[index] });

@@ -1,0 +1,118 @@
+"""Is the fast way to compute all experts the same function, with the same gradients, as the slow way?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from moeviz import experts
+from moeviz.experts import grouped_mm_works, mix, mix_by_loop
+
+needs_grouped_product = pytest.mark.skipif(
+    not grouped_mm_works("cpu"), reason="this torch has no float32 grouped product on the CPU"
+)
+
+
+def inputs(T: int, E: int, d: int, H: int, chosen_TK: Tensor, dtype=torch.float32) -> tuple[Tensor, ...]:
+    random = torch.Generator().manual_seed(T + 31 * E)
+    x_Td = torch.randn(T, d, generator=random, dtype=dtype, requires_grad=True)
+    gates_TK = torch.rand(chosen_TK.shape, generator=random, dtype=dtype, requires_grad=True)
+    w_in = (torch.randn(E, d, 2 * H, generator=random, dtype=dtype) * d**-0.5).requires_grad_()
+    w_out = (torch.randn(E, H, d, generator=random, dtype=dtype) * H**-0.5).requires_grad_()
+    return x_Td, gates_TK, w_in, w_out
+
+
+def choices(pattern: str, T: int, E: int, K: int) -> Tensor:
+    random = torch.Generator().manual_seed(7)
+    if pattern == "collapse":
+        return torch.arange(K).repeat(T, 1)
+    if pattern == "last experts only":
+        return torch.arange(E - K, E).flip(0).repeat(T, 1)
+    if pattern == "every other expert":
+        return 2 * torch.rand(T, E // 2, generator=random).argsort(-1)[:, :K]
+    return torch.rand(T, E, generator=random).argsort(-1)[:, :K]
+
+
+@needs_grouped_product
+@pytest.mark.parametrize("pattern", ["random", "collapse", "last experts only", "every other expert"])
+@pytest.mark.parametrize(
+    ("T", "E", "K", "d", "H"),
+    [(40, 8, 2, 16, 12), (1, 4, 2, 4, 4), (33, 4, 1, 8, 20), (16, 12, 5, 4, 8), (0, 4, 2, 8, 4)],
+)
+def test_the_grouped_product_equals_the_loop_in_output_and_every_gradient(pattern, T, E, K, d, H):
+    chosen_TK = choices(pattern, T, E, K)
+    leaves = inputs(T, E, d, H, chosen_TK)
+    x_Td, gates_TK, w_in, w_out = leaves
+    load_E = torch.bincount(chosen_TK.flatten(), minlength=E)
+    weight_Td = torch.randn(T, d, generator=torch.Generator().manual_seed(3))
+    fast = mix(x_Td, chosen_TK, gates_TK, load_E, w_in, w_out)
+    fast_gradients = torch.autograd.grad((fast * weight_Td).sum(), leaves)
+    slow = mix_by_loop(x_Td, chosen_TK, gates_TK, w_in, w_out)
+    slow_gradients = torch.autograd.grad((slow * weight_Td).sum(), leaves)
+    assert fast.shape == (T, d)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    for leaf, ours, reference in zip(leaves, fast_gradients, slow_gradients, strict=True):
+        assert ours.shape == leaf.shape
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+    for expert in (load_E == 0).nonzero().flatten().tolist():
+        assert not fast_gradients[2][expert].any(), "an expert without a token has no gradient"
+        assert not fast_gradients[3][expert].any(), "an expert without a token has no gradient"
+
+
+@needs_grouped_product
+def test_the_same_input_gives_the_same_bits():
+    chosen_TK = choices("random", 64, 8, 3)
+    load_E = torch.bincount(chosen_TK.flatten(), minlength=8)
+    x_Td, gates_TK, w_in, w_out = leaves = inputs(64, 8, 16, 16, chosen_TK)
+    results = []
+    for _ in range(3):
+        out = mix(x_Td, chosen_TK, gates_TK, load_E, w_in, w_out)
+        results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+    for result in results[1:]:
+        for one, other in zip(results[0], result, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_without_a_grouped_product_the_loop_takes_its_place(monkeypatch):
+    chosen_TK = choices("random", 20, 4, 2)
+    x_Td, gates_TK, w_in, w_out = inputs(20, 4, 8, 8, chosen_TK)
+    monkeypatch.setattr(experts, "grouped_mm_works", lambda device_type: False)
+    out = mix(x_Td, chosen_TK, gates_TK, torch.bincount(chosen_TK.flatten(), minlength=4), w_in, w_out)
+    assert torch.equal(out, mix_by_loop(x_Td, chosen_TK, gates_TK, w_in, w_out))
+
+
+# --- the loop itself -------------------------------------------------------------------------------------------------
+
+
+def spoken_mix(x_Td, chosen_TK, gates_TK, w_in, w_out) -> Tensor:
+    """One token after another, one of its experts after another: (silu(x W_gate) * (x W_up)) W_out, times the gate."""
+    rows = []
+    for token in range(len(x_Td)):
+        total = torch.zeros(x_Td.shape[1], dtype=x_Td.dtype)
+        for slot, expert in enumerate(chosen_TK[token].tolist()):
+            half = w_in.shape[2] // 2
+            gate, up = x_Td[token] @ w_in[expert, :, :half], x_Td[token] @ w_in[expert, :, half:]
+            silu = gate / (1 + torch.exp(-gate))
+            total = total + gates_TK[token, slot] * ((silu * up) @ w_out[expert])
+        rows.append(total)
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("pattern", ["random", "collapse", "every other expert"])
+def test_the_loop_is_the_rule_spoken_aloud_in_output_and_every_gradient(pattern):
+    chosen_TK = choices(pattern, 9, 6, 3)
+    leaves = x_Td, gates_TK, w_in, w_out = inputs(9, 6, 4, 4, chosen_TK, torch.float64)
+    loop, spoken = mix_by_loop(x_Td, chosen_TK, gates_TK, w_in, w_out), spoken_mix(*leaves[:1], chosen_TK, *leaves[1:])
+    torch.testing.assert_close(loop, spoken, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(out.cos().sum(), leaves) for out in (loop, spoken))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradients_of_the_loop_are_those_of_finite_differences():
+    chosen_TK = torch.tensor([[0, 2], [2, 1], [2, 0]])
+    x_Td, gates_TK, w_in, w_out = inputs(3, 4, 2, 2, chosen_TK, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, gates, w_in, w_out: mix_by_loop(x, chosen_TK, gates, w_in, w_out), (x_Td, gates_TK, w_in, w_out)
+    )

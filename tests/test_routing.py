@@ -1,0 +1,285 @@
+"""Does each token visit the experts that the rules, spoken aloud, send it to, and count them as they should?
+
+The oracle below reads SPEC section 1 line by line: one token after another, plain Python numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from moeviz.config import Knobs, Recipe, SettingsError, check
+from moeviz.routing import route
+
+# --- the rule, spoken aloud ------------------------------------------------------------------------------------------
+
+
+def spoken_scores(logits: list[float], gating: str) -> list[float]:
+    if gating == "sigmoid":
+        return [1 / (1 + math.exp(-logit)) for logit in logits]
+    powers = [math.exp(logit - max(logits)) for logit in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def spoken_route(logits: list[float], bias: list[float], knobs: Knobs) -> tuple[list[int], list[float]]:
+    """Experts of one token, best first, and the gate of each."""
+    scores = spoken_scores(logits, knobs.gating)
+    selection = [score + nudge for score, nudge in zip(scores, bias, strict=True)]
+    size = len(scores) // knobs.num_groups
+    group_scores = []
+    for group in range(knobs.num_groups):
+        members = sorted(selection[group * size : (group + 1) * size], reverse=True)
+        group_scores.append(sum(members[:2]) if knobs.group_score == "top2" else members[0])
+    best_groups = sorted(range(knobs.num_groups), key=lambda group: -group_scores[group])[: knobs.groups_kept]
+    allowed = [expert for expert in range(len(scores)) if expert // size in best_groups]
+    chosen = sorted(allowed, key=lambda expert: -selection[expert])[: knobs.top_k]
+    total = sum(scores[expert] for expert in chosen)
+    gates = [scores[expert] / total if knobs.norm_topk else scores[expert] for expert in chosen]
+    return chosen, [gate * knobs.route_scale for gate in gates]
+
+
+# --- random settings -------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def routed(draw, max_tokens: int = 6):
+    """Float64 logits (so that the oracle sees the same order), a bias, and knobs that go with them."""
+    groups = draw(st.integers(1, 5))
+    size = draw(st.integers(1, 5).filter(lambda size: size * groups >= 2))
+    kept = draw(st.integers(1, groups))
+    knobs = Knobs(
+        gating=draw(st.sampled_from(["softmax", "sigmoid"])),
+        top_k=draw(st.integers(1, kept * size)),
+        num_groups=groups,
+        groups_kept=kept,
+        group_score=draw(st.sampled_from(["top2", "max"])),
+        norm_topk=draw(st.booleans()),
+        route_scale=draw(st.sampled_from([0.5, 1.0, 2.5, 16.0])),
+    )
+    check(Recipe(num_experts=groups * size), knobs)
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    tokens = draw(st.integers(1, max_tokens))
+    logits = random.normal(0, draw(st.sampled_from([0.1, 1.0, 5.0])), (tokens, groups * size))
+    bias = random.normal(draw(st.sampled_from([0.0, -5.0, 5.0])), draw(st.sampled_from([0.0, 0.1, 2.0])), groups * size)
+    return torch.tensor(logits), torch.tensor(bias), knobs
+
+
+@given(routed())
+def test_experts_gates_and_load_are_those_of_the_rule_spoken_aloud(example):
+    logits, bias, knobs = example
+    routing = route(logits, bias, knobs)
+    load = [0] * logits.shape[1]
+    for token in range(len(logits)):
+        chosen, gates = spoken_route(logits[token].tolist(), bias.tolist(), knobs)
+        assert routing.chosen_TK[token].tolist() == chosen
+        assert routing.gates_TK[token].tolist() == pytest.approx(gates, rel=1e-12)
+        assert routing.scores_TE[token].tolist() == pytest.approx(
+            spoken_scores(logits[token].tolist(), knobs.gating), rel=1e-12
+        )
+        for expert in chosen:
+            load[expert] += 1
+    assert routing.load_E.tolist() == load
+
+
+@given(routed())
+def test_every_token_has_k_different_experts_and_normalised_gates_sum_to_the_scale(example):
+    logits, bias, knobs = example
+    routing = route(logits, bias, knobs)
+    for token in range(len(logits)):
+        assert len(set(routing.chosen_TK[token].tolist())) == knobs.top_k
+        if knobs.norm_topk:
+            assert sum(routing.gates_TK[token].tolist()) == pytest.approx(knobs.route_scale)
+    assert int(routing.load_E.sum()) == len(logits) * knobs.top_k
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+TWO_OF_FOUR = Knobs(top_k=2, num_groups=4, groups_kept=1)
+
+
+def selection_as(scores: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and bias of one token whose selection scores are these: every affinity is 0.5."""
+    return torch.zeros(1, len(scores)), torch.tensor(scores) - 0.5
+
+
+def test_a_group_is_scored_by_its_two_best_or_its_best():
+    logits, bias = selection_as([0.9, 0.0, 0.6, 0.5, 0.1, 0.2, 0.3, 0.3])
+    assert route(logits, bias, TWO_OF_FOUR).chosen_TK.tolist() == [[2, 3]]
+    by_best = Knobs(top_k=2, num_groups=4, groups_kept=1, group_score="max")
+    assert route(logits, bias, by_best).chosen_TK.tolist() == [[0, 1]]
+
+
+def test_only_the_two_best_of_a_group_count_however_many_follow():
+    logits, bias = selection_as([0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.0, 0.0])
+    assert route(logits, bias, Knobs(top_k=2, num_groups=2)).chosen_TK.sort().values.tolist() == [[4, 5]]
+
+
+@pytest.mark.parametrize("group_score", ["top2", "max"])
+def test_with_one_expert_per_group_the_best_groups_are_the_best_experts(group_score):
+    logits, bias = selection_as([0.1, 0.9, 0.5, 0.7])
+    knobs = Knobs(top_k=2, num_groups=4, groups_kept=2, group_score=group_score)
+    assert route(logits, bias, knobs).chosen_TK.tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+@pytest.mark.parametrize("down", [-1.5, -1e3, -1e30, -3.4e38])
+def test_a_token_never_leaves_its_best_groups_however_negative_the_bias(down, kept):
+    """A mask of 0 would let the experts outside win: all selection scores are negative (E6)."""
+    logits = torch.randn(64, 16, generator=torch.Generator().manual_seed(1))
+    knobs = Knobs(top_k=4 * kept, num_groups=4, groups_kept=kept)
+    for token in route(logits, torch.full((16,), down), knobs).chosen_TK.tolist():
+        assert len({expert // 4 for expert in token}) <= kept
+        assert len(set(token)) == 4 * kept
+
+
+def test_with_all_scores_negative_the_best_of_the_best_group_are_chosen():
+    logits, bias = selection_as([-3.0, -4.0, -1.0, -2.0, -9.0, -1.5, -8.0, -7.0])
+    assert route(logits, bias, TWO_OF_FOUR).chosen_TK.tolist() == [[2, 3]]
+
+
+# --- E1: the bias decides who is chosen and never enters a gate ------------------------------------------------------
+
+
+@given(routed())
+def test_the_gates_of_the_chosen_follow_from_the_affinities_alone(example):
+    logits, bias, knobs = example
+    routing = route(logits, bias, knobs)
+    unbiased = route(logits, torch.zeros_like(bias), knobs)
+    assert torch.equal(routing.scores_TE, unbiased.scores_TE)
+    for token in range(len(logits)):
+        gates = dict(zip(routing.chosen_TK[token].tolist(), routing.gates_TK[token].tolist(), strict=True))
+        without = dict(zip(unbiased.chosen_TK[token].tolist(), unbiased.gates_TK[token].tolist(), strict=True))
+        if gates.keys() == without.keys():
+            assert gates == pytest.approx(without, rel=1e-12)
+        if not knobs.norm_topk:
+            for expert in gates.keys() & without.keys():
+                assert gates[expert] == without[expert]
+
+
+def test_a_bias_that_reorders_the_chosen_leaves_each_its_gate():
+    logits = torch.tensor([[2.0, 1.0, 0.5, -1.0]])
+    plain = route(logits, torch.zeros(4), Knobs())
+    pushed = route(logits, torch.tensor([3.0, 7.0, 0.0, 0.0]), Knobs())
+    assert plain.chosen_TK.tolist() == [[0, 1]]
+    assert pushed.chosen_TK.tolist() == [[1, 0]]
+    assert torch.equal(pushed.gates_TK, plain.gates_TK.flip(-1))
+
+
+@pytest.mark.parametrize("norm_topk", [True, False])
+def test_no_gradient_flows_through_the_bias_and_all_of_it_through_the_affinities(norm_topk):
+    logits = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    routing = route(logits, bias, Knobs(norm_topk=norm_topk))
+    assert not routing.chosen_TK.requires_grad
+    (routing.gates_TK * torch.arange(1.0, 3.0)).sum().backward()
+    assert bias.grad is None
+    touched = (logits.grad != 0).nonzero()[:, 1].view(5, 2)
+    assert torch.equal(touched, routing.chosen_TK.sort().values)
+
+
+@given(routed(), st.sampled_from([1.0, -2.0, 0.25, 64.0]))
+def test_adding_a_constant_to_the_whole_bias_changes_nothing(example, constant):
+    logits, bias, knobs = example
+    bias = (bias * 256).round() / 256  # sums with the constants are exact in binary
+    selection = torch.tensor([spoken_scores(row, knobs.gating) for row in logits.tolist()]) + bias
+    gaps = selection.sort(dim=-1).values.diff(dim=-1)
+    assume(bool((gaps > 1e-9).all()))  # closer scores may swap by rounding, which is no matter of the rule
+    before, after = route(logits, bias, knobs), route(logits, bias + constant, knobs)
+    assert torch.equal(before.chosen_TK, after.chosen_TK)
+    assert torch.equal(before.gates_TK, after.gates_TK)
+
+
+def test_one_expert_with_normalised_gates_always_counts_in_full_and_teaches_the_router_nothing():
+    logits = torch.randn(9, 8, requires_grad=True)
+    gates = route(logits, torch.zeros(8), Knobs(top_k=1, route_scale=2.5)).gates_TK
+    assert gates.detach().tolist() == [[2.5]] * 9
+    gates.sum().backward()
+    assert logits.grad.abs().max() < 1e-6
+
+
+# --- number types and extremes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_computed_on_in_float32(dtype, gating):
+    logits = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    half, full = (route(values, torch.zeros(16), Knobs(gating=gating)) for values in (logits, logits.float()))
+    assert half.scores_TE.dtype == half.gates_TK.dtype == torch.float32
+    assert torch.equal(half.scores_TE, full.scores_TE)
+    assert torch.equal(half.chosen_TK, full.chosen_TK)
+    for token, row in enumerate(logits.double().tolist()):
+        assert half.scores_TE[token].tolist() == pytest.approx(spoken_scores(row, gating), rel=1e-5)
+
+
+@pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("norm_topk", [True, False])
+@pytest.mark.parametrize("pattern", ["all high", "all low", "one high", "one low", "mixed"])
+def test_finite_logits_of_any_size_give_finite_gates(pattern, norm_topk, gating):
+    logits = {
+        "all high": torch.full((3, 8), 1e38),
+        "all low": torch.full((3, 8), -1e38),
+        "one high": torch.eye(8)[:3] * 1e38,
+        "one low": torch.eye(8)[:3] * -1e38,
+        "mixed": torch.linspace(-1, 1, 24).view(3, 8) * 3e38,
+    }[pattern].requires_grad_()
+    routing = route(logits, torch.zeros(8), Knobs(gating=gating, norm_topk=norm_topk, top_k=3))
+    assert routing.gates_TK.isfinite().all()
+    assert (routing.gates_TK >= 0).all()
+    routing.gates_TK.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["logits", "bias"])
+def test_what_cannot_be_ranked_is_refused_with_its_name_and_a_remedy(where, value):
+    logits, bias = torch.zeros(3, 4), torch.zeros(4)
+    (logits[1] if where == "logits" else bias)[2] = value
+    with pytest.raises(SettingsError, match=f"router's {where} hold NaN or infinity.*lower learning_rate"):
+        route(logits, bias, Knobs())
+
+
+@pytest.mark.parametrize("knobs", [Knobs(), Knobs(num_groups=4, groups_kept=2, gating="softmax")])
+def test_no_tokens_make_no_load(knobs):
+    routing = route(torch.zeros(0, 8), torch.zeros(8), knobs)
+    assert routing.chosen_TK.shape == routing.gates_TK.shape == (0, 2)
+    assert routing.scores_TE.shape == (0, 8)
+    assert routing.load_E.tolist() == [0] * 8
+
+
+def test_all_experts_chosen_means_every_expert_sees_every_token_once():
+    routing = route(torch.randn(7, 6), torch.randn(6), Knobs(top_k=6, gating="softmax"))
+    assert routing.load_E.tolist() == [7] * 6
+    assert routing.gates_TK.sum(-1).tolist() == pytest.approx([1.0] * 7)
+
+
+def test_all_tokens_may_choose_the_same_experts():
+    logits = torch.randn(50, 8) * 0.1 + torch.tensor([0.0, 9.0, 0, 0, 0, 0, 7.0, 0])
+    routing = route(logits, torch.zeros(8), Knobs())
+    assert routing.load_E.tolist() == [0, 50, 0, 0, 0, 0, 50, 0]
+    assert routing.chosen_TK.tolist() == [[1, 6]] * 50
+
+
+@given(routed(max_tokens=8))
+def test_changing_the_last_token_changes_no_earlier_route(example):
+    """E7: a token's route depends on that token alone."""
+    logits, bias, knobs = example
+    other = logits.clone()
+    other[-1] = -3 * other[-1] + 1
+    before, after = route(logits, bias, knobs), route(other, bias, knobs)
+    assert torch.equal(before.chosen_TK[:-1], after.chosen_TK[:-1])
+    assert torch.equal(before.gates_TK[:-1], after.gates_TK[:-1])
+
+
+def test_the_same_input_always_gives_the_same_answer_also_with_ties():
+    logits = torch.zeros(20, 16)
+    first = route(logits, torch.zeros(16), Knobs(num_groups=4, groups_kept=2))
+    for _ in range(5):
+        assert torch.equal(
+            route(logits, torch.zeros(16), Knobs(num_groups=4, groups_kept=2)).chosen_TK, first.chosen_TK
+        )

@@ -1,0 +1,193 @@
+"""Is the data what the screen says it is: same seed same data, held out means held out, any text will do?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Generator
+
+from moeviz.config import TASK_DEFAULTS, Recipe, SettingsError
+from moeviz.tasks import make_task
+from moeviz.tasks.skills import NUM_SKILLS, ZIPF_EXPONENT
+from moeviz.tasks.text import standard_library
+
+SMALL = {"tokens_per_step": 256, "sequence_length": 16, "device": "cpu"}
+
+
+def skills(seed: int = 0, **changes):
+    return make_task(Recipe(seed=seed, **{**SMALL, **changes}), "cpu")
+
+
+def text(source: bytes | None, **changes):
+    return make_task(Recipe(task="text", **{**SMALL, **TASK_DEFAULTS["text"], **changes}), "cpu", source)
+
+
+def rows(vectors: torch.Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in vectors.tolist()}
+
+
+# --- skills ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("d_model", [8, 32])
+def test_targets_have_about_unit_variance_so_that_the_loss_of_guessing_nothing_is_about_one(seed, d_model):
+    task = skills(seed, tokens_per_step=4096, d_model=d_model)
+    batch = task.batch(Generator().manual_seed(1))
+    assert batch.inputs.shape == batch.targets.shape == (4096, d_model)
+    assert float(batch.targets.var()) == pytest.approx(1.0, abs=0.08)
+    assert float(task.loss(torch.zeros_like(batch.targets), batch.targets)) == pytest.approx(1.0, abs=0.08)
+
+
+def test_the_loss_is_the_mean_of_squared_differences():
+    assert float(skills().loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 2.0]]))) == 2.0
+
+
+def test_the_same_seed_gives_the_same_task_and_the_same_batches_and_another_seed_others():
+    first, again, other = skills(3), skills(3), skills(4)
+    ours, theirs = Generator().manual_seed(9), Generator().manual_seed(9)
+    for _ in range(3):
+        one, two = first.batch(ours), again.batch(theirs)
+        assert torch.equal(one.inputs, two.inputs)
+        assert torch.equal(one.targets, two.targets)
+        assert torch.equal(one.domain_T, two.domain_T)
+    assert torch.equal(first.held_out.inputs, again.held_out.inputs)
+    assert not torch.equal(other.held_out.inputs, first.held_out.inputs)
+    assert not torch.equal(
+        other.batch(Generator().manual_seed(9)).targets, first.batch(Generator().manual_seed(9)).targets
+    )
+
+
+def test_making_a_task_or_a_batch_leaves_the_global_random_state_alone():
+    before = torch.random.get_rng_state()
+    for task in (skills(), text(None)):
+        task.batch(Generator().manual_seed(0))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_no_held_out_token_ever_appears_in_training():
+    task, draw = skills(), Generator().manual_seed(2)
+    held_out = rows(task.held_out.inputs)
+    assert len(held_out) == 256
+    for _ in range(20):
+        assert held_out.isdisjoint(rows(task.batch(draw).inputs))
+
+
+def test_skills_are_as_frequent_as_zipf_says():
+    task = skills(tokens_per_step=8192)
+    counts = np.bincount(task.batch(Generator().manual_seed(0)).domain_T.numpy(), minlength=NUM_SKILLS)
+    weights = [1 / (number**ZIPF_EXPONENT) for number in range(1, NUM_SKILLS + 1)]
+    for skill, weight in enumerate(weights):
+        share = weight / sum(weights)
+        error = (share * (1 - share) * 8192) ** 0.5
+        assert abs(counts[skill] - share * 8192) < 5 * error
+    assert counts.sum() == 8192
+
+
+def test_every_sequence_mixes_skills():
+    domain = skills(tokens_per_step=4096).batch(Generator().manual_seed(0)).domain_T.view(-1, 16)
+    assert min(len(set(sequence.tolist())) for sequence in domain) >= 4
+
+
+def test_a_target_is_its_own_skill_s_network_of_the_noise_and_inputs_share_one_direction():
+    task = skills(tokens_per_step=2048)
+    batch = task.batch(Generator().manual_seed(0))
+    squared_error = 0.0
+    for token in range(200):
+        skill = int(batch.domain_T[token])
+        noise = batch.inputs[token] - task.mean_Cd[skill]
+        answer = ((noise @ task.w1_Cdd[skill]).tanh() @ task.w2_Cdd[skill]) / task.scale
+        squared_error += float((batch.targets[token] - answer).square().mean())
+    assert squared_error / 200 == pytest.approx(0.05**2, rel=0.1)
+    common = batch.inputs.mean(0)
+    assert float(common.norm()) / 32**0.5 > 2  # what makes routing collapse
+    assert float((batch.inputs @ common > 0).float().mean()) == 1.0
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+COUNTING = bytes(range(256)) * 40
+
+
+def test_the_target_of_a_byte_is_the_byte_after_it():
+    batch = text(COUNTING).batch(Generator().manual_seed(0))
+    assert batch.inputs.shape == batch.targets.shape == (256,)
+    assert torch.equal(batch.targets, (batch.inputs + 1) % 256)
+    inputs, targets = batch.inputs.view(-1, 16), batch.targets.view(-1, 16)
+    assert torch.equal(targets[:, :-1], inputs[:, 1:])
+
+
+def test_held_out_windows_come_from_the_last_tenth_and_training_from_the_rest():
+    places = np.arange(10_000)
+    numbered = text(b"".join(int(place // 100).to_bytes(1, "big") for place in places))  # the byte tells the place
+    assert int(numbered.held_out.inputs.min()) >= 90
+    draw = Generator().manual_seed(0)
+    seen = torch.cat([numbered.batch(draw).targets for _ in range(60)])
+    assert int(seen.max()) <= 89
+    assert len(set(seen.tolist())) == 90  # all of the training text is used
+    assert int(numbered.held_out.targets.max()) == 99
+
+
+def test_the_two_kinds_of_the_standard_library_alternate_and_are_known():
+    code, prose = standard_library()
+    task = text(None)
+    batch = task.batch(Generator().manual_seed(0))
+    assert batch.domain_T.view(-1, 16)[:, 0].tolist() == [0, 1] * 8
+    for sequence, kind in zip(
+        batch.inputs.view(-1, 16).tolist(), batch.domain_T.view(-1, 16)[:, 0].tolist(), strict=True
+    ):
+        assert bytes(sequence) in (code, prose)[kind]
+
+
+def test_the_standard_library_is_found_and_its_docstrings_are_not_left_in_its_code():
+    code, prose = standard_library()
+    assert len(code) > 300_000
+    assert len(prose) > 100_000
+    assert b"import " in code
+    assert b"Abstract Base Classes (ABCs) according to PEP 3119." in prose
+    assert b"Abstract Base Classes (ABCs) according to PEP 3119." not in code
+
+
+def test_the_same_seed_gives_the_same_windows_and_another_seed_others():
+    assert torch.equal(text(None, seed=1).held_out.inputs, text(None, seed=1).held_out.inputs)
+    assert not torch.equal(text(None, seed=1).held_out.inputs, text(None, seed=2).held_out.inputs)
+
+
+@settings(max_examples=25)
+@given(st.binary(min_size=0, max_size=60), st.integers(1, 400), st.sampled_from([2, 16, 64]))
+@example(b"\0", 400, 16)
+@example(b"\xff\xfe", 200, 16)
+def test_text_of_any_bytes_is_taken_or_refused_for_its_length_alone(piece, times, length):
+    source = piece * times
+    needed = 10 * (length + 1) + 1
+    if len(source) < needed:
+        with pytest.raises(SettingsError, match=f"has {len(source):,} bytes.*at least {needed:,}"):
+            text(source, sequence_length=length, tokens_per_step=64)
+        return
+    task = text(source, sequence_length=length, tokens_per_step=64)
+    for batch in (task.held_out, task.batch(Generator().manual_seed(0))):
+        for inputs, targets in zip(batch.inputs.view(-1, length), batch.targets.view(-1, length), strict=True):
+            assert bytes(inputs.tolist()) + bytes(targets.tolist()[-1:]) in source
+        assert set(batch.domain_T.tolist()) == {0}
+
+
+@pytest.mark.parametrize("length", [2, 3, 9, 32, 99, 127, 200, 256])
+def test_the_shortest_text_that_is_promised_to_do_does(length):
+    needed = 10 * (length + 1) + 1
+    recipe = {"sequence_length": length, "tokens_per_step": length * -(-32 // length)}
+    task = text(bytes(needed), **recipe)
+    assert not task.held_out.inputs.any()
+    with pytest.raises(SettingsError, match="Bring a longer text or choose a shorter sequence_length"):
+        text(bytes(needed - 1), **recipe)
+
+
+def test_no_text_at_all_is_refused_and_not_replaced():
+    with pytest.raises(SettingsError, match="has 0 bytes"):
+        text(b"")
+
+
+def test_the_loss_is_the_cross_entropy_in_nats():
+    assert float(text(COUNTING).loss(torch.zeros(4, 256), torch.tensor([1, 2, 3, 4]))) == pytest.approx(np.log(256))
