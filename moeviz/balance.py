@@ -22,8 +22,9 @@ def no_rule(bias_LE: Tensor, load_LE: Tensor, u: float) -> Tensor:
 
 def sign_rule(bias_LE: Tensor, load_LE: Tensor, u: float) -> Tensor:
     """b += u * sign(mean load - load), with sign(0) = 0 (arXiv 2408.15664, algorithm 1; DeepSeek-V3's gamma is u)."""
-    load_LE = load_LE.to(bias_LE.dtype)
-    return bias_LE + u * torch.sign(load_LE.mean(-1, keepdim=True) - load_LE)
+    # E times (mean - load), in whole numbers: a rounded mean would move experts that are exactly at it.
+    shortfall_LE = load_LE.sum(-1, keepdim=True) - load_LE.shape[-1] * load_LE
+    return bias_LE + u * torch.sign(shortfall_LE)
 
 
 def batch_loss(routing: Routing, num_sequences: int) -> Tensor:

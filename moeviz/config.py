@@ -304,7 +304,7 @@ def show(value: Any) -> str:
     """A setting's value as people write it: 0.003, not 0.0030000000000000001 or 3e-03."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def setting_names() -> list[str]:

@@ -72,7 +72,9 @@ HEADER = np.dtype([("epoch", "<i8"), ("count", "<i8")])
 
 
 class History:
-    """The last `capacity` steps of a run, in one flat buffer, written by one process and read by any.
+    """The last steps of a run in one flat buffer, written by one process and read by any.
+
+    Readers get up to `capacity - 1` rows: the oldest may be half overwritten by the next.
 
     Rows are numbered from 0 and row n is step n. `epoch` counts how often the run began again, so that a reader never
     mixes two beginnings. The writer publishes a row by raising `count` after the row is complete; a reader checks
@@ -125,14 +127,25 @@ class History:
     def since(self, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
         """Copies of the rows after `step`, oldest first, and the epoch they belong to.
 
-        More than `limit` rows are thinned to every n-th, the newest always among them.
+        More than `limit` rows are thinned to every n-th, about `limit` in number. Never thinned away: the newest row,
+        rows with a held-out loss, and the first row under changed settings.
         """
         while True:
             epoch, count = self.epoch, self.count
             # The oldest row may be half overwritten: the writer fills it before it raises the count.
             first = max(step + 1, count - self.capacity + 1, 0)
-            stride = max(1, math.ceil((count - first) / limit))
-            wanted = np.arange(count - 1, first - 1, -stride)[::-1]
+            wanted = np.arange(first, count)
+            if wanted.size > limit:
+                wanted = wanted[self._telling(wanted, math.ceil(wanted.size / max(limit, 1)))]
             rows = self._rows[wanted % self.capacity]
-            if self.epoch == epoch and (wanted.size == 0 or wanted[0] > self.count - self.capacity):
+            if self.epoch == epoch and (wanted.size == 0 or first > self.count - self.capacity):
                 return epoch, rows
+
+    def _telling(self, wanted: np.ndarray, stride: int) -> np.ndarray:
+        """Which of these rows to keep, as a mask."""
+        rows = self._rows[wanted % self.capacity][["eval_loss", "version"]]
+        keep = wanted % stride == 0
+        keep |= np.isfinite(rows["eval_loss"])
+        keep[1:] |= np.diff(rows["version"].astype(np.int64)) != 0
+        keep[-1] = True
+        return keep

@@ -22,7 +22,7 @@ def snapshot(step: int) -> Snapshot:
         step=step,
         task_loss=step + 0.5,
         added_loss=step + 0.25,
-        eval_loss=float(step) if step % 2 else math.nan,
+        eval_loss=float(step) if step % 7 == 3 else math.nan,
         load_LE=step * 10 + places,
         kept_load_LE=step * 10 + places - 1 if step else places,
         bias_LE=(places - step).astype(np.float32),
@@ -55,6 +55,19 @@ def fill(history: History, steps: int) -> History:
     return history
 
 
+def thin(readable, limit):
+    """Every n-th row, the newest, those with a held-out loss, and the first under other settings."""
+    stride = 1
+    while stride * limit < len(readable):
+        stride += 1
+    kept = []
+    for step in readable:
+        new_settings = step - 1 in readable and (step - 1) // 5 != step // 5
+        if step % stride == 0 or step == readable[-1] or np.isfinite(snapshot(step).eval_loss) or new_settings:
+            kept.append(step)
+    return kept if stride > 1 else readable
+
+
 @given(
     st.integers(1, 12),
     st.lists(st.integers(0, 9) | st.just("clear"), max_size=12),
@@ -72,10 +85,7 @@ def test_history_is_a_list_that_remembers_its_newest_rows(capacity, deeds, after
             remembered += range(len(remembered), len(remembered) + deed)
         # The row that is about to be overwritten is never handed out.
         readable = [step for step in remembered[max(0, len(remembered) - capacity + 1) :] if step > after]
-        stride = 1
-        while len(readable[::stride]) > limit:
-            stride += 1
-        thinned = readable[::-1][::stride][::-1]
+        thinned = thin(readable, limit)
         seen_epoch, rows = history.since(after, limit)
         assert seen_epoch == epoch == history.epoch
         assert history.count == len(remembered)
@@ -100,13 +110,18 @@ def test_an_overflowing_ring_forgets_its_oldest_rows_and_keeps_the_numbering():
 
 
 @given(st.integers(1, 60), st.integers(1, 70))
-def test_thinning_keeps_the_newest_row_even_steps_and_no_more_than_the_limit(rows, limit):
-    steps = fill(History(L, E, 100), rows).since(-1, limit)[1]["step"]
-    assert steps[-1] == rows - 1
-    assert len(steps) <= limit
-    assert len(set(np.diff(steps).tolist())) <= 1
-    if rows <= limit:
-        assert len(steps) == rows
+def test_thinning_keeps_every_row_that_tells_something_of_its_own(rows, limit):
+    steps = fill(History(L, E, 100), rows).since(-1, limit)[1]["step"].tolist()
+    assert steps == thin(list(range(rows)), limit)
+
+
+def test_thinning_makes_a_long_history_short():
+    history = History(L, E, 20_000)
+    for step in range(19_000):
+        history.append(dataclasses.replace(snapshot(step), eval_loss=0.5 if step % 25 == 0 else math.nan))
+    steps = history.since(-1, 800)[1]["step"]
+    assert len(steps) < 2 * 800
+    assert set(range(0, 19_000, 25)) <= set(steps.tolist())
 
 
 def test_beginning_again_forgets_every_row_and_counts_the_beginnings():

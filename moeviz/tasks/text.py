@@ -50,7 +50,7 @@ class TextTask:
         self.held_out = self._windows(ends, Generator().manual_seed(recipe.seed + HELD_OUT_SEED))
 
     def batch(self, generator: Generator) -> Batch:
-        """Windows at random places, the kinds of text in equal parts."""
+        """Windows at random places, the kinds of text in turn."""
         return self._windows(self.training, generator)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
