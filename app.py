@@ -13,6 +13,7 @@ if __name__ == "__main__":
     st.set_page_config(page_title="moeviz", page_icon="moeviz/ui/icon.svg", layout="wide")
     # Streamlit has no setting for the page's side margins, and charts need the width of a projector.
     st.html("<style>.stMainBlockContainer { padding-left: 1.5rem; padding-right: 1.5rem; }</style>")
+    st.logo("moeviz/ui/icon.svg", size="large")
     st.navigation(
         [
             st.Page("pages/playground.py", title="Playground", icon=":material/play_circle:", default=True),

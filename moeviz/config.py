@@ -187,6 +187,23 @@ def check(recipe: Recipe, knobs: Knobs) -> None:
         )
 
 
+HELD_OUT_SHARE = 0.1  # of a text: its last tenth is never trained on
+
+
+def check_text(text: bytes, sequence_length: int) -> None:
+    """Refuse a text from which no window can be cut for training, or none to hold out.
+
+    Raises:
+        SettingsError: it is too short.
+    """
+    needed = int((sequence_length + 1) / HELD_OUT_SHARE) + 1
+    if len(text) < needed:
+        raise SettingsError(
+            f"The text has {len(text):,} bytes and sequences of {sequence_length} need at least {needed:,}. "
+            f"Bring a longer text or choose a shorter sequence_length."
+        )
+
+
 def divisors(number: int) -> list[int]:
     """Every divisor of `number`, ascending."""
     return [k for k in range(1, number + 1) if number % k == 0]

@@ -12,16 +12,17 @@ SHOWN = {
     "What is measured": [("metrics", name) for name in ("max_vio", "dead_experts", "fan_out", "fair_router")],
 }
 
-st.header("Formulas and code")
-st.write("Every number on the Playground comes from a forward pass of a real model. This is what it means…")
-for text in charts.CHARTS.values():
-    st.markdown(f"**{text.title}.** {text.meaning}")
-    st.code(text.formula, language=None, wrap_lines=True)
-    st.caption(f"Source: {text.source}")
+with st.container(width=760):
+    st.header("Formulas and code")
+    st.write("Every number on the Playground comes from a forward pass of a real model. This is what they mean:")
+    for text in charts.CHARTS.values():
+        st.markdown(f"**{text.title}.** {text.meaning}")
+        st.code(text.formula, language=None, wrap_lines=True)
+        st.caption(f"Source: {text.source}")
 
-st.write("… and these are the very functions that compute it, read from the running program's files.")
-for title, functions in SHOWN.items():
-    st.subheader(title)
-    for module, name in functions:
-        with st.expander(f"`moeviz.{module}.{name}`"):
-            st.code(source.of(module, name), language="python", wrap_lines=True)
+    st.write("And these are the very functions that compute them, read from the running program's files:")
+    for title, functions in SHOWN.items():
+        st.subheader(title)
+        for module, name in functions:
+            with st.expander(f"`moeviz.{module}.{name}`"):
+                st.code(source.of(module, name), language="python", wrap_lines=True)

@@ -145,6 +145,38 @@ def test_another_recipe_begins_again_at_step_0():
     assert (run_of(at), run.recipe.num_experts, run.state().step) == (run, 8, 0)
 
 
+def test_another_task_brings_its_own_sizes_unless_they_were_chosen():
+    at = open_page()
+    at.selectbox(key="task").select("text")
+    restart_button(at).click().run()
+    assert (run_of(at).recipe.d_model, run_of(at).recipe.num_layers) == (48, 2)
+    assert at.number_input(key="num_layers").value == 2
+    at.selectbox(key="task").select("skills")
+    at.number_input(key="d_model").set_value(64)
+    restart_button(at).click().run()
+    assert (run_of(at).recipe.d_model, run_of(at).recipe.num_layers) == (64, 1)
+
+
+def test_a_device_that_is_not_here_is_said_by_the_run_and_leaves_a_way_back():
+    at = open_page(device="mps")
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "failed")
+    at.run()
+    assert "device=mps is not on this machine. Choose auto or" in at.error[0].value
+    at.selectbox(key="device").select("auto")
+    restart_button(at).click().run()
+    wait_until(lambda: run.state().status == "ready")
+    assert not at.run().error
+
+
+def test_experts_that_no_number_of_devices_divides_leave_the_run_and_its_knobs_alone():
+    at = open_page(num_experts="10")
+    assert not at.exception
+    assert (run_of(at).knobs, run_of(at).version) == (Knobs(), 0)
+    at.run()
+    assert run_of(at).version == 0
+
+
 def test_the_transport_runs_steps_pauses_and_resets():
     at = open_page()
     run = run_of(at)

@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from moeviz.config import Recipe, SettingsError
+from moeviz.config import HELD_OUT_SHARE, Recipe, check_text
 from moeviz.tasks import Batch
 
 MAX_SOURCE_BYTES = 1_500_000  # enough for minutes of training, read in about a second
-HELD_OUT_SHARE = 0.1  # the last tenth of each kind of text is never trained on
 HELD_OUT_SEED = 1_000_003
 
 
@@ -36,13 +35,8 @@ class TextTask:
     def __init__(self, recipe: Recipe, device: str, text: bytes | None = None) -> None:
         self.num_sequences, self.length, self.device = recipe.num_sequences, recipe.sequence_length, device
         corpora = (text,) if text is not None else standard_library()
-        needed = int((self.length + 1) / HELD_OUT_SHARE) + 1
         for corpus in corpora:
-            if len(corpus) < needed:
-                raise SettingsError(
-                    f"The text has {len(corpus):,} bytes and sequences of {self.length} need at least {needed:,}. "
-                    f"Bring a longer text or choose a shorter sequence_length."
-                )
+            check_text(corpus, self.length)
         tensors = [torch.frombuffer(bytearray(corpus), dtype=torch.uint8) for corpus in corpora]
         cuts = [int(len(data) * (1 - HELD_OUT_SHARE)) for data in tensors]
         self.training = [data[:cut] for data, cut in zip(tensors, cuts, strict=True)]

@@ -6,6 +6,8 @@ own dataclasses. The famous controls are in the open, everything else behind "Mo
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from moeviz import presets
@@ -151,43 +153,50 @@ def _more(recipe: Recipe, knobs: Knobs) -> None:
         bind="query-params",
         help=_help("group_score"),
     )
-    devices = divisors(recipe.num_experts)
     st.selectbox(
-        "Devices", devices, devices.index(4) if 4 in devices else 0, key="num_devices", bind="query-params",
+        "Devices",
+        sorted({*divisors(recipe.num_experts), knobs.num_devices}),
+        key="num_devices",
+        bind="query-params",
         help=_help("num_devices"),
-    )  # fmt: skip
+    )
     _slider("protected_share", "Protected sequences")
 
 
+NUMBERS = {
+    "num_experts": ("Experts E", 1),
+    "num_layers": ("Layers L", 1),
+    "d_model": ("Width d", 4),
+    "d_expert": ("Expert width", 4),
+    "tokens_per_step": ("Tokens T", 128),
+    "sequence_length": ("Sequence", 8),
+    "shared_experts": ("Shared", 1),
+    "seed": ("Seed", 1),
+}
+
+
 def _recipe(recipe: Recipe) -> None:
-    default = Recipe()
     with st.form("recipe", border=False):
         st.markdown("**What is built.** Changes here take effect with the button, which restarts from step 0.")
         st.selectbox(
-            "Task", TASKS, key="task", bind="query-params",
-            format_func=fields.LABELS["task"].get, help=_help("task"),
-        )  # fmt: skip
-        for name, label, step in (
-            ("num_experts", "Experts E", 1),
-            ("d_model", "Model width d", 4),
-            ("d_expert", "Expert hidden size", 4),
-            ("num_layers", "MoE layers L", 1),
-            ("shared_experts", "Shared experts", 1),
-            ("tokens_per_step", "Tokens per step T", 128),
-            ("sequence_length", "Sequence length", 8),
-            ("seed", "Seed", 1),
-        ):
-            rules = RECIPE_FIELDS[name].metadata
-            st.number_input(
-                label, rules["low"], rules["high"], getattr(default, name), step, key=name, bind="query-params",
-                help=_help(name),
-            )  # fmt: skip
-        st.selectbox(
-            "Device", ["auto", *host().devices], key="device", bind="query-params", help=_help("device")
-        )  # fmt: skip
+            "Task", TASKS, key="task", format_func=fields.LABELS["task"].get, bind="query-params", help=_help("task")
+        )
+        columns = st.columns(2)
+        for place, name in enumerate(NUMBERS):
+            _number(columns[place % 2], name)
+        devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
+        st.selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
         upload = st.file_uploader(
-            "Your own text (for the text task)", max_upload_size=MAX_UPLOAD_MB,
-            help="Any file; its bytes are learned as they are, and nothing is kept after the run.",
-        )  # fmt: skip
+            "Your own text, for the text task",
+            max_upload_size=MAX_UPLOAD_MB,
+            help="Any file: its bytes are learned as they are. It is forgotten with the run.",
+        )
         if st.form_submit_button("Restart with these", width="stretch"):
             session.use_text(upload.getvalue() if upload else None)
+
+
+def _number(place: Any, name: str) -> None:
+    label, step = NUMBERS[name]
+    spec = RECIPE_FIELDS[name]
+    low, high = spec.metadata["low"], spec.metadata["high"]
+    place.number_input(label, low, high, spec.default, step, key=name, bind="query-params", help=_help(name))

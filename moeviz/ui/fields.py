@@ -69,6 +69,18 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**{name: values[name] for name in RECIPE_KEYS})
 
 
+def with_the_tasks_sizes(old: Recipe, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The controls' values, where another task was chosen with its own sizes for those that were left as they were."""
+    if values["task"] == old.task:
+        return dict(values)
+    sizes = asdict(Recipe(task=values["task"], **TASK_DEFAULTS[values["task"]]))
+    touched = {name for sizes in TASK_DEFAULTS.values() for name in sizes}
+    return {
+        name: sizes[name] if name in touched and value == getattr(old, name) else value
+        for name, value in values.items()
+    }
+
+
 def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
     """The settings that an address asks for, and a sentence for each part of it that cannot be had.
 

@@ -12,7 +12,7 @@ from typing import Any
 import streamlit as st
 
 from moeviz import presets
-from moeviz.config import Knobs, Recipe, SettingsError, settle
+from moeviz.config import Knobs, Recipe, SettingsError, check_text, settle
 from moeviz.host import Run
 from moeviz.ui import fields
 from moeviz.ui.hosting import host
@@ -60,6 +60,7 @@ def take_controls() -> Visitor:
     me = visitor()
     held = fields.values_of(me.recipe, me.knobs)
     values = {name: st.session_state.get(name, value) for name, value in held.items()}
+    values = fields.with_the_tasks_sizes(me.recipe, values)
     try:
         me.recipe = fields.recipe_from(values)
     except SettingsError as refusal:
@@ -112,9 +113,14 @@ def forget_notices() -> None:
 def use_text(text: bytes | None) -> None:
     """Learn this text instead of the one found on the machine (None), from step 0."""
     me = visitor()
-    if text != me.text:
-        me.text = text
-        me.stale_text = True
+    try:
+        if text is not None:
+            check_text(text, me.recipe.sequence_length)
+    except SettingsError as refusal:
+        me.notices.append(f"{refusal} The run goes on as it was.")
+        return
+    me.stale_text |= text != me.text
+    me.text = text
 
 
 def noticed() -> None:
