@@ -43,6 +43,7 @@ def address():
         server.terminate()
         printed = server.communicate(timeout=30)[0].decode()
     assert "Traceback" not in printed, printed
+    assert f"http://127.0.0.1:{port}" in printed, "the address is printed"
 
 
 @pytest.fixture(scope="module")

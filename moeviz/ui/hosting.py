@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
+from streamlit import config, net_util
+from streamlit.web.server import server_util
+
 from moeviz.host import Host
 
 
@@ -25,7 +28,17 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
     host()
     gc.collect()
     gc.freeze()  # what was imported stays for good: later collections need not look at it again
+    print(_greeting(), flush=True)
     try:
         yield
     finally:
         host().shutdown()
+
+
+def _greeting() -> str:
+    if (bound := config.get_option("server.address")) not in (None, "0.0.0.0", "::"):
+        return f"\n  moeviz is at {server_util.get_url(bound)}\n"
+    lines = [f"\n  moeviz is at {server_util.get_url('localhost')}"]
+    if address := net_util.get_internal_ip():
+        lines.append(f"  and for others in this network at {server_util.get_url(address)}")
+    return "\n".join([*lines, ""])
