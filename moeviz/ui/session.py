@@ -19,6 +19,7 @@ from moeviz.ui.hosting import host
 
 KEY = "moeviz"
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
+USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
 
 
 @dataclass
@@ -41,9 +42,9 @@ def visitor() -> Visitor:
         speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
         recipe, knobs, notices = fields.from_link({name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
-            notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. Max is used.")
+            notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used.")
         st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
-        st.session_state["speed"] = speed.get("speed", "max")
+        st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(recipe, knobs)
         if asked != granted | speed:
             # The controls read the address themselves when first drawn: correct it before they do.
@@ -139,7 +140,7 @@ def run() -> Run:
     else:
         run.set_knobs(me.knobs)
     me.stale_text = False
-    run.set_speed(SPEEDS[st.session_state.get("speed") or "max"])
+    run.set_speed(SPEEDS[st.session_state.get("speed") or USUAL_SPEED])
     run.touch()
     return run
 

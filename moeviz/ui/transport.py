@@ -42,7 +42,7 @@ def bar(run: Run) -> None:
             "Speed",
             list(session.SPEEDS),
             key="speed",
-            default="max",
+            default=session.USUAL_SPEED,
             required=True,
             label_visibility="collapsed",
             bind="query-params",
