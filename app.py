@@ -18,6 +18,7 @@ if __name__ == "__main__":
         [
             st.Page("pages/playground.py", title="Playground", icon=":material/play_circle:", default=True),
             st.Page("pages/formulas.py", title="Formulas and code", icon=":material/function:"),
+            st.Page("pages/contract.py", title="How we differ", icon=":material/fork_right:"),
         ],
         position="top",
     ).run()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import torch
 
-from moeviz import experts
-from moeviz.config import Knobs, Recipe
-from moeviz.engine import Engine
+from moeviz import experts, metrics
+from moeviz.config import TASK_DEFAULTS, Knobs, Recipe
+from moeviz.engine import EVAL_EVERY, Engine
 
 ROUNDS, STEPS_PER_ROUND = 7, 30
 
@@ -49,6 +51,51 @@ def steps_of(recipe: Recipe, knobs: Knobs) -> Callable[[], None]:
     return work
 
 
+def probing(recipe: Recipe, knobs: Knobs, steps: int = 1200) -> dict[str, float]:
+    """What a step costs with the probe of interference at its default and without, and what snapshots' measures do.
+
+    One engine, its steps with and without a probe taking turns; mean of the middle half of the steps of each kind.
+    """
+    engine, times = Engine(recipe, knobs), {0: [], 1: []}
+    for number in range(steps):
+        kind = number % 2
+        every = replace(knobs, probe_every=kind)
+        times[kind].append(milliseconds(lambda every=every: engine.step(every)))
+    without, probed = (middle_mean(times[kind][20:]) for kind in (0, 1))
+    return {"never": without, f"every {Knobs().probe_every} steps": without + (probed - without) / Knobs().probe_every}
+
+
+def middle_mean(values: list[float]) -> float:
+    """Mean of the middle half, so that single interruptions do not count."""
+    quarter = len(values) // 4
+    return statistics.fmean(sorted(values)[quarter:-quarter])
+
+
+def measuring(recipe: Recipe, knobs: Knobs) -> dict[str, float]:
+    """A step, and its figures alone: specialisation, straggler and global MaxVio, as often as a run works them out."""
+    engine = Engine(recipe, knobs)
+    whole = middle_mean([milliseconds(lambda: engine.step(knobs)) for _ in range(300)])
+    load_LE = np.ones((recipe.num_layers, recipe.num_experts), dtype=np.int64)
+    joint_LEC = np.ones((recipe.num_layers, recipe.num_experts, engine.task.num_domains))
+
+    def every_step() -> None:
+        for _ in range(100):
+            metrics.straggler(load_LE, 4)
+            metrics.max_vio(load_LE + load_LE)
+
+    def with_an_evaluation() -> None:
+        for _ in range(100):
+            metrics.joint_counts(chosen_TK, domain_T, recipe.num_experts, engine.task.num_domains)
+            metrics.specialisation(joint_LEC)
+
+    domain_T = engine.task.held_out.domain_T.numpy()
+    chosen_TK = np.zeros((recipe.tokens_per_step, knobs.top_k), dtype=np.int64)
+    often, seldom = (
+        middle_mean([milliseconds(work) for _ in range(8)]) / 100 for work in (every_step, with_an_evaluation)
+    )
+    return {"the step": whole, "straggler and global MaxVio": often, "specialisation, per step": seldom / EVAL_EVERY}
+
+
 def expert_layer(mix: Callable[..., torch.Tensor], E: int, K: int, T: int = 1024, d: int = 32) -> Callable[[], None]:
     """Forward and backward of the expert part alone, balanced routing."""
     torch.manual_seed(0)
@@ -56,10 +103,9 @@ def expert_layer(mix: Callable[..., torch.Tensor], E: int, K: int, T: int = 1024
     chosen_TK = torch.rand(T, E).topk(K).indices
     gates_TK = torch.rand(T, K, requires_grad=True)
     weights = [torch.randn(E, d, 2 * d, requires_grad=True), torch.randn(E, d, d, requires_grad=True)]
-    load = () if mix is experts.mix_by_loop else (torch.bincount(chosen_TK.flatten(), minlength=E),)
 
     def work() -> None:
-        mix(x_Td, chosen_TK, gates_TK, *load, *weights).sum().backward()
+        mix(x_Td, chosen_TK, gates_TK, *weights).sum().backward()
 
     work()
     return work
@@ -70,7 +116,7 @@ def table(title: str, times: dict[str, float], per: int = 1) -> None:
     first = next(iter(times.values()))
     print(f"\n{title}")
     for name, value in times.items():
-        print(f"  {name:34}{value / per:9.2f} ms   x {value / first:.2f}")
+        print(f"  {name:34}{value / per:9.3f} ms   x {value / first:.3f}")
 
 
 def main() -> None:
@@ -81,12 +127,17 @@ def main() -> None:
     variants = {
         "no balancing": steps_of(Recipe(), Knobs()),
         "loss-free bias": steps_of(Recipe(), Knobs(bias_rule="sign")),
-        "auxiliary loss": steps_of(Recipe(), Knobs(aux_loss="batch")),
-        "bias, sequence loss, groups": steps_of(Recipe(), Knobs(bias_rule="sign", aux_loss="sequence", **groups)),
+        "auxiliary loss": steps_of(Recipe(), Knobs(alpha=0.1)),
+        "bias, sequence loss, groups": steps_of(Recipe(), Knobs(bias_rule="sign", alpha_sequence=1e-4, **groups)),
         "dropping per expert": steps_of(Recipe(), Knobs(token_dropping="expert")),
         "64 experts, K = 4": steps_of(Recipe(num_experts=64), Knobs(top_k=4)),
     }
     table("One training step", interleaved(variants), STEPS_PER_ROUND)
+    adding = Knobs(alpha=0.1)
+    text = Recipe(task="text", **TASK_DEFAULTS["text"])
+    for title, recipe in {"skills": Recipe(), "skills, 2 layers": Recipe(num_layers=2), "text": text}.items():
+        table(f"A step with the probe of interference, {title}", probing(recipe, adding))
+        table(f"Figures of a step, {title}", measuring(recipe, adding))
     for E, K in ((8, 2), (16, 2), (64, 4)):
         candidates = {
             "grouped product, one node": expert_layer(experts.mix, E, K),

@@ -23,7 +23,14 @@ def capacity(tokens: int, top_k: int, bins: int, capacity_factor: float) -> int:
     return math.ceil(Fraction(repr(float(capacity_factor))) * tokens * top_k / bins)
 
 
-def keep(chosen_TK: Tensor, affinity_TK: Tensor, protected_T: Tensor, num_experts: int, knobs: Knobs) -> Tensor:
+def keep(
+    chosen_TK: Tensor,
+    affinity_TK: Tensor,
+    protected_T: Tensor,
+    num_experts: int,
+    knobs: Knobs,
+    valid_TK: Tensor | None = None,
+) -> Tensor:
     """Which (token, expert) pairs stay, as a mask of shape (T, K).
 
     Args:
@@ -31,13 +38,18 @@ def keep(chosen_TK: Tensor, affinity_TK: Tensor, protected_T: Tensor, num_expert
         affinity_TK: unbiased affinities of the chosen experts.
         protected_T: tokens that are never dropped. They take their places first and may exceed the capacity.
         num_experts: E; with `token_dropping="device"` the bins are `num_devices` contiguous blocks of experts.
+        valid_TK: which pairs are no padding (None: all). Padding takes no place and never stays.
     """
     T, K = chosen_TK.shape
     bins = knobs.num_devices if knobs.token_dropping == "device" else num_experts
-    limit = capacity(T, K, bins, knobs.capacity_factor)
-    bin_P = chosen_TK.flatten() // (num_experts // bins)
+    limit = capacity(T, K if valid_TK is None else knobs.top_k, bins, knobs.capacity_factor)
+    bin_TK = chosen_TK // (num_experts // bins)
+    if valid_TK is not None:
+        bin_TK = bin_TK.where(valid_TK, bins)  # padding queues in a bin of its own
     protected_P = protected_T.repeat_interleave(K)
-    return (rank_in_bin(bin_P, affinity_TK.flatten(), protected_P, bins) < limit).logical_or_(protected_P).view(T, K)
+    rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_P, bins + 1)
+    kept_TK = (rank_P < limit).logical_or_(protected_P).view(T, K)
+    return kept_TK if valid_TK is None else kept_TK & valid_TK
 
 
 def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor, bins: int) -> Tensor:

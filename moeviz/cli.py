@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moeviz import export, presets
+from moeviz import export, params, presets
 from moeviz.config import (
     KNOB_FIELDS,
     RECIPE_FIELDS,
@@ -29,6 +29,12 @@ from moeviz.snapshot import History
 
 if TYPE_CHECKING:
     from moeviz.engine import Engine
+
+PRINTED = (
+    *("steps", "task_loss", "mtp_loss", "eval_loss", "max_vio_batch", "max_vio_global", "max_vio_floor", "straggler"),
+    *("specialisation", "interference_router_ratio", "interference_trunk_ratio", "dropped_fraction", "dead_experts"),
+    *("fan_out", "steps_per_second"),
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,11 +58,39 @@ def list_settings() -> None:
             click.echo(f"  {name:18}{show(spec.default):10}{spec.metadata['help'].replace('`', '')}")
 
 
+@main.command("params")
+@click.argument("name", metavar="NAME")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change the toy; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def count_parameters(name: str, changes: tuple[str, ...], as_json: bool) -> None:
+    """Count the parameters of `toy` or a published model by formula, and those that one token uses.
+
+    NAME: toy, deepseek-v3, deepseek-v2, mixtral-8x7b, olmoe or qwen3-30b-a3b.
+    """
+    try:
+        counted, model = _count(name, changes)
+    except SettingsError as refusal:
+        raise click.ClickException(str(refusal)) from None
+    if as_json:
+        click.echo(json.dumps({"name": name} | params.summary(counted, model)))
+        return
+    click.echo(f"{counted.title:18}{'all':>12}{'active':>12}")
+    for row in params.table(counted):
+        click.echo(f"{row[0]:18}{row[1]:>12}{row[2]:>12}")
+    if model:
+        click.echo(f"Published: {params.show_published(model)} ({model.source}). {model.convention}")
+
+
 @main.command(
-    epilog="Printed: task_loss, max_vio_batch, max_vio_batch_worst_layer, max_vio_floor, dropped_fraction and fan_out "
-    "are means over the last 20 % of steps and over layers; max_vio_global is the MaxVio of the load summed over those "
-    "steps; eval_loss is the held-out loss after the last step, nothing dropped; dead_experts counts experts under 1 % "
-    "of the mean load in the last 20 steps, over all layers; steps_per_second is over the wall time of training. "
+    epilog="Printed: task_loss, mtp_loss (tokens further ahead, without its weight), max_vio_batch, max_vio_floor, "
+    "straggler (busiest device / mean device, on paper), dropped_fraction and fan_out are means over the last 20 % of "
+    "steps and over layers; max_vio_global is the MaxVio of the load summed over those steps; *_worst_layer (with "
+    "--json) is the same of the worst layer; eval_loss and specialisation (the share of what there is to know about a "
+    "token's skill or kind of text that its experts tell) are of held-out tokens after the last step, nothing dropped; "
+    "interference_router_ratio and interference_trunk_ratio are |gradient of the added losses| / |gradient of the "
+    "task|, means over the probed steps of the last 20 %; dead_experts counts experts under 1 % of the mean load in "
+    "the last 20 steps, over all layers; steps_per_second is over the wall time of training. What was not measured is "
+    "a dash, or null with --json. "
     "`python -m moeviz settings` lists what --set takes."
 )
 @click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns.")
@@ -92,10 +126,8 @@ def run(
     if as_json:
         click.echo(json.dumps(result))
     else:
-        for name in ("steps", "task_loss", "eval_loss", "max_vio_batch", "max_vio_global", "max_vio_floor"):
-            click.echo(f"{name:18}{result[name]:.4g}")
-        for name in ("dropped_fraction", "dead_experts", "fan_out", "steps_per_second"):
-            click.echo(f"{name:18}{result[name]:.4g}")
+        for name in PRINTED:
+            click.echo(f"{name:28}{'-' if result[name] is None else format(result[name], '.4g')}")
     if result["diverged"]:
         raise click.ClickException(result["diverged"])
 
@@ -131,7 +163,8 @@ def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Pat
     _, rows = history.since(0 if history.count > 1 else -1)
     if out:
         export.write(out, rows, settings)
-    final = {} if diverged else {"eval_loss": engine.evaluate()}
+    held_out = None if diverged else engine.examine()
+    final = export.summarize_held_out(held_out.loss, held_out.joint_LEC) if held_out else {}
     rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
     return export.summarize(rows) | final | rate | settings
 
@@ -153,6 +186,17 @@ def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[
         except TrainingDiverged as fault:
             diverged = str(fault)
     return history, engine, time.perf_counter() - began, diverged
+
+
+def _count(name: str, changes: tuple[str, ...]) -> tuple[params.Count, params.Architecture | None]:
+    if name == "toy":
+        task = dict(change.partition("=")[::2] for change in changes).get("task", "").strip()
+        recipe, knobs = _settings(task if task in TASKS else "skills", "no_balancing", changes, None)
+        return params.count_toy(recipe, knobs.top_k), None
+    model = params.architecture(name)
+    if changes:
+        raise SettingsError(f"--set {changes[0]} changes the toy, and {name} is as published. Leave --set out.")
+    return params.count(model), model
 
 
 def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:

@@ -16,17 +16,21 @@ import difflib
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from moeviz import strategies
+
 TASKS = ("skills", "text")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MAX_PARAMETERS = 20_000_000
 
-# The balancing strategies people know by name are pairs of a bias rule and an auxiliary loss; the two combine freely.
-BALANCING: dict[str, tuple[str, str]] = {
-    "none": ("none", "none"),
-    "aux_loss": ("none", "batch"),
-    "sequence_loss": ("none", "sequence"),
-    "loss_free": ("sign", "none"),
-    "deepseek_v3": ("sign", "sequence"),
+# The knob that holds the weight of each loss. Any of them may be on at the same time; 0 is off.
+LOSS_WEIGHTS = {loss: "alpha" if loss == "batch" else f"alpha_{loss}" for loss in strategies.LOSSES}
+# The balancing that people know by a name: a bias rule and losses at their usual strength, everything else off.
+BALANCING: dict[str, dict[str, Any]] = {
+    "none": {},
+    "aux_loss": {"alpha": 0.1},
+    "sequence_loss": {"alpha_sequence": 0.1},
+    "loss_free": {"bias_rule": "sign"},
+    "deepseek_v3": {"bias_rule": "sign", "alpha_sequence": 1e-4},
 }
 
 
@@ -43,6 +47,10 @@ def _setting(
     high: float | None = None,
 ) -> Any:
     return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+def _weight(of: str) -> Any:
+    return _setting(0.0, f"weight {of}", low=0.0, high=100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Recipe:
     d_expert: int = _setting(32, "hidden size of one expert (a multiple of 4)", low=4, high=1024)
     num_layers: int = _setting(1, "mixture-of-experts layers, L", low=1, high=8)
     shared_experts: int = _setting(0, "experts that serve every token, beside the routed ones", low=0, high=4)
+    mtp_depth: int = _setting(0, "tokens further ahead that the text task also predicts", low=0, high=2)
     tokens_per_step: int = _setting(1024, "tokens in a batch, T (a multiple of sequence_length)", low=32, high=8192)
     sequence_length: int = _setting(32, "tokens in a sequence", low=2, high=256)
     seed: int = _setting(0, "decides the weights, the data and every other draw", low=0, high=2**31 - 1)
@@ -112,20 +121,35 @@ class Knobs:
         SettingsError: a value is outside the range or choices of its field.
     """
 
-    gating: str = _setting("sigmoid", "how a router's logits become affinities s", choices=("softmax", "sigmoid"))
-    top_k: int = _setting(2, "experts chosen per token, K", low=1, high=64)
-    bias_rule: str = _setting(
-        "none", "what nudges the selection bias b after each step; `none` removes the bias", choices=("none", "sign")
+    gating: str = _setting("sigmoid", "how a router's logits become affinities s", choices=tuple(strategies.AFFINITIES))
+    router: str = _setting(
+        "top_k",
+        "who chooses: each token its experts (`top_k`), each expert its tokens (`expert_choice`, which sees the "
+        "future) or a fixed table (`hash`); bias and groups act on `top_k` alone",
+        choices=tuple(strategies.ROUTERS),
     )
-    aux_loss: str = _setting(
+    top_k: int = _setting(2, "experts chosen per token, K; with expert choice the mean", low=1, high=64)
+    bias_rule: str = _setting(
         "none",
-        "balance loss added to the task loss, over the whole `batch` or within each `sequence`",
-        choices=("none", "batch", "sequence"),
+        "what nudges the selection bias b after each step; `none` removes the bias",
+        choices=tuple(strategies.BIAS_RULES),
     )
     u: float = _setting(
         3e-3, "bias update speed: how far b moves per step; 0 freezes it where it is", low=0.0, high=1.0
     )
-    alpha: float = _setting(0.1, "weight of the balance loss", low=0.0, high=100.0)
+    damping: float = _setting(
+        0.1, "share of the way to its target that the `quantile` rule moves b per step", low=0.0, high=1.0
+    )
+    freeze_after: int = _setting(
+        0, "the bias moves in this many steps and then keeps its values; 0 never freezes it", low=0, high=1_000_000
+    )
+    alpha: float = _weight("of the balance loss over the whole batch; 0 is off")
+    alpha_sequence: float = _weight("of the balance loss within each sequence")
+    alpha_switch: float = _weight("of Switch's loss: first choices over the batch")
+    alpha_gshard: float = _weight("of GShard's loss: first choices within each sequence")
+    alpha_device: float = _weight("of DeepSeek-V2's loss on the work of devices")
+    alpha_communication: float = _weight("of DeepSeek-V2's loss on the tokens that devices receive")
+    alpha_z: float = _weight("of the z-loss, which keeps logits small")
     norm_topk: bool = _setting(True, "divide a token's gates by their sum over its K experts")
     route_scale: float = _setting(1.0, "factor on every gate, applied last", low=0.01, high=100.0)
     num_groups: int = _setting(1, "contiguous groups (nodes) of experts, G; 1 is no grouping", low=1, high=256)
@@ -141,18 +165,31 @@ class Knobs:
         choices=("none", "expert", "device"),
     )
     capacity_factor: float = _setting(1.25, "capacity as a multiple of the balanced load", low=0.1, high=16.0)
-    num_devices: int = _setting(4, "devices that share the experts, D (for dropping per device)", low=1, high=256)
+    num_devices: int = _setting(
+        4, "devices that share the experts, D (for dropping and losses per device)", low=1, high=256
+    )
     protected_share: float = _setting(0.1, "share of sequences whose tokens are never dropped", low=0.0, high=1.0)
+    mtp_weight: float = _setting(
+        0.3, "weight of the loss on tokens further ahead, lambda (text task with mtp_depth > 0)", low=0.0, high=10.0
+    )
+    probe_every: int = _setting(20, "steps between two probes of interference; 0 = never", low=0, high=10_000)
     learning_rate: float = _setting(3e-3, "AdamW's learning rate, after 20 steps of warm-up", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         _check_fields(self)
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses that are on."""
+        return tuple(loss for loss, weight in LOSS_WEIGHTS.items() if getattr(self, weight) > 0)
+
+    @property
     def balancing(self) -> str:
-        """The name people know this pair of bias rule and auxiliary loss by, or "custom"."""
-        pair = (self.bias_rule, self.aux_loss)
-        return next((name for name, known in BALANCING.items() if known == pair), "custom")
+        """The name people know this bias rule with these losses by, whatever their weights, or "custom"."""
+        return next((name for name in BALANCING if self._balances_like(Knobs(**BALANCING[name]))), "custom")
+
+    def _balances_like(self, other: Knobs) -> bool:
+        return (self.bias_rule, self.losses) == (other.bias_rule, other.losses)
 
 
 def check(recipe: Recipe, knobs: Knobs) -> None:
@@ -180,11 +217,16 @@ def check(recipe: Recipe, knobs: Knobs) -> None:
             f"Keep at least {smallest_groups_kept(experts, groups, top_k)} groups, or choose "
             f"top_k <= {kept * (experts // groups)}."
         )
-    if knobs.token_dropping == "device" and experts % knobs.num_devices:
+    if uses_devices(knobs) and experts % knobs.num_devices:
         raise SettingsError(
             f"{experts} experts cannot be shared equally by {knobs.num_devices} devices. "
             f"Try {_either(divisors(experts))} devices."
         )
+
+
+def uses_devices(knobs: Knobs) -> bool:
+    """Whether these knobs need the experts to be shared equally by devices."""
+    return knobs.token_dropping == "device" or bool({"device", "communication"} & set(knobs.losses))
 
 
 HELD_OUT_SHARE = 0.1  # of a text: its last tenth is never trained on
@@ -257,18 +299,18 @@ def _fewer_devices(recipe: Recipe, knobs: Knobs) -> Knobs:
 def parse_settings(values: dict[str, str], recipe: Recipe, knobs: Knobs) -> tuple[Recipe, Knobs]:
     """`recipe` and `knobs` with the settings that the command line or a shared link gives as text.
 
-    `balancing=NAME` is short for a bias rule and an auxiliary loss together (`BALANCING`). Each object is checked; the
-    combination is not (`check` or `settle` does that).
+    `balancing=NAME` is short for a bias rule and the weights of all losses (`BALANCING`); single settings change it.
+    Each object is checked; the combination is not (`check` or `settle` does that).
 
     Raises:
         SettingsError: an unknown name, or a value its field refuses.
     """
     recipe_changes: dict[str, Any] = {}
-    knob_changes: dict[str, Any] = {}
+    knob_changes: dict[str, Any] = balancing_fields(values["balancing"]) if "balancing" in values else {}
     for name, text in values.items():
         if name == "balancing":
-            knob_changes.update(balancing_fields(text))
-        elif name in RECIPE_FIELDS:
+            continue
+        if name in RECIPE_FIELDS:
             recipe_changes[name] = parse_value(name, text)
         elif name in KNOB_FIELDS:
             knob_changes[name] = parse_value(name, text)
@@ -277,16 +319,15 @@ def parse_settings(values: dict[str, str], recipe: Recipe, knobs: Knobs) -> tupl
     return replace(recipe, **recipe_changes), replace(knobs, **knob_changes)
 
 
-def balancing_fields(name: str) -> dict[str, str]:
-    """The bias rule and auxiliary loss of a named strategy.
+def balancing_fields(name: str) -> dict[str, Any]:
+    """The bias rule and the weight of every loss of a named balancing.
 
     Raises:
         SettingsError: the name is unknown.
     """
     if name not in BALANCING:
         raise SettingsError(f"balancing={name} is not a known strategy. Choose {_either(list(BALANCING))}.")
-    bias_rule, aux_loss = BALANCING[name]
-    return {"bias_rule": bias_rule, "aux_loss": aux_loss}
+    return {"bias_rule": "none"} | dict.fromkeys(LOSS_WEIGHTS.values(), 0.0) | BALANCING[name]
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -308,11 +349,10 @@ def parse_value(name: str, text: str) -> Any:
 def describe_change(old: Knobs, new: Knobs) -> list[str]:
     """What changed, in words short enough for a mark on a chart: ["u 0.003 → 0.1"]."""
     before, after = asdict(old), asdict(new)
-    pair = ("bias_rule", "aux_loss")
     changes = []
-    if any(before[name] != after[name] for name in pair) and "custom" not in (old.balancing, new.balancing):
+    if old.balancing != new.balancing and "custom" not in (old.balancing, new.balancing):
         changes.append(f"balancing {old.balancing} → {new.balancing}")
-        before.update({name: after[name] for name in pair})
+        before |= balancing_fields(new.balancing)
     changes += [f"{name} {show(before[name])} → {show(after[name])}" for name in before if before[name] != after[name]]
     return changes
 

@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def mix(
-    x_Td: Tensor, chosen_TK: Tensor, gates_TK: Tensor, load_E: Tensor, w_in_Ed2H: Tensor, w_out_EHd: Tensor
-) -> Tensor:
+def mix(x_Td: Tensor, chosen_TK: Tensor, gates_TK: Tensor, w_in_Ed2H: Tensor, w_out_EHd: Tensor) -> Tensor:
     """sum over K of gate * expert(x), each expert a SwiGLU: (silu(x W_gate) * (x W_up)) W_out.
 
     Args:
-        load_E: pairs per expert, the bincount of `chosen_TK`.
+        gates_TK: a pair with gate 0, dropped or padding, is computed like any other and adds nothing.
         w_in_Ed2H: W_gate and W_up side by side.
 
     Returns:
@@ -30,7 +28,8 @@ def mix(
     if not grouped_mm_works(x_Td.device.type):
         return mix_by_loop(x_Td, chosen_TK, gates_TK, w_in_Ed2H, w_out_EHd)
     order_P = chosen_TK.flatten().argsort(stable=True)
-    ends_E = load_E.cumsum(0).to(torch.int32)
+    pairs_E = torch.bincount(chosen_TK.flatten(), minlength=len(w_in_Ed2H))  # padding too, unlike a routing's load
+    ends_E = pairs_E.cumsum(0).to(torch.int32)
     return _GroupedExperts.apply(x_Td, gates_TK, order_P, ends_E, w_in_Ed2H, w_out_EHd)
 
 

@@ -63,22 +63,42 @@ def write(path: Path, rows: np.ndarray, settings: dict[str, Any]) -> None:
 def summarize(rows: np.ndarray) -> dict[str, Any]:
     """The figures to compare runs by. "Late" means the last 20 % of steps (at least one).
 
-    task_loss, max_vio_batch, max_vio_floor, dropped_fraction, fan_out: late means, over layers too.
-    max_vio_batch_worst_layer: late mean of the worst layer. max_vio_global: MaxVio of the summed late load, mean over
-    layers. eval_loss: the last held-out loss. dead_experts: of the last step, summed over layers.
+    task_loss, mtp_loss, max_vio_batch, max_vio_floor, straggler, dropped_fraction, fan_out: late means, over layers
+    too. max_vio_batch_worst_layer: late mean of the worst layer. max_vio_global: MaxVio of the summed late load, mean
+    over layers; max_vio_global_worst_layer: its largest. eval_loss, specialisation: of the last evaluation, mean over
+    layers. interference_router_ratio, interference_trunk_ratio: mean over the late steps that were probed.
+    dead_experts: of the last step, summed over layers. None is what was not measured.
     """
     late = rows[-max(1, round(LATE_SHARE * len(rows))) :]
-    evaluated = rows["eval_loss"][np.isfinite(rows["eval_loss"])]
-    per_layer = late["max_vio"].mean(0)
+    evaluated = rows[np.isfinite(rows["eval_loss"])][-1:]
+    per_batch, worst_per_batch = metrics.mean_and_worst(late["max_vio"].mean(0))
+    summed, worst_summed = metrics.mean_and_worst(metrics.max_vio_global(late["load"]))
     return {
         "steps": int(rows["step"][-1]),
-        "task_loss": float(late["task_loss"].mean()),
-        "eval_loss": float(evaluated[-1]) if evaluated.size else None,
-        "max_vio_batch": float(per_layer.mean()),
-        "max_vio_batch_worst_layer": float(per_layer.max()),
-        "max_vio_global": float(metrics.max_vio(late["load"].astype(np.int64).sum(0)).mean()),
+        "task_loss": _mean(late["task_loss"]),
+        "mtp_loss": _mean(late["mtp_loss"]),
+        "eval_loss": _mean(evaluated["eval_loss"]),
+        "max_vio_batch": per_batch,
+        "max_vio_batch_worst_layer": worst_per_batch,
+        "max_vio_global": summed,
+        "max_vio_global_worst_layer": worst_summed,
+        "straggler": _mean(late["straggler"]),
+        "specialisation": _mean(evaluated["specialisation"]),
+        "interference_router_ratio": _mean(late["interference_router_ratio"]),
+        "interference_trunk_ratio": _mean(late["interference_trunk_ratio"]),
         "max_vio_floor": float(late["fair_max_vio"].mean()),
         "dropped_fraction": float(late["dropped_fraction"].mean()),
         "dead_experts": int(late["dead_experts"][-1].sum()),
         "fan_out": float(late["fan_out"].mean()),
     }
+
+
+def summarize_held_out(loss: float, joint_LEC: np.ndarray) -> dict[str, float | None]:
+    """The figures of an evaluation after the last step, by the names that `summarize` gives them."""
+    return {"eval_loss": loss, "specialisation": _mean(metrics.specialisation(joint_LEC))}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of what was measured, if anything was. A ratio that was infinite is left out."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None

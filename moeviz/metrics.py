@@ -1,10 +1,12 @@
-"""How unbalanced is a router, and how unbalanced would a fair one look?
+"""How unbalanced is a router, how unbalanced would a fair one look, and what do its experts know and its losses do?
 
-Plain functions of loads and choices, NumPy in, NumPy out. Shapes: T tokens, E experts, K experts per token, L layers.
+Plain functions of loads, choices and gradients, NumPy in, NumPy out. Shapes: T tokens, E experts, K experts per token,
+D devices, C domains (skills or kinds of text), L layers, N steps, P parameters.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -13,12 +15,115 @@ from moeviz.snapshot import Fair
 
 DEAD_WINDOW = 20  # steps over which an expert must have had at least DEAD_SHARE of the mean load to count as alive
 DEAD_SHARE = 0.01
+GLOBAL_WINDOW = 100  # steps whose load is summed for the global MaxVio of a snapshot
 
 
 def max_vio(load_E: np.ndarray) -> np.ndarray:
     """(max load - mean load) / mean load over the last axis (arXiv 2408.15664, eq. 4); 0 without any load."""
     mean = load_E.mean(-1)
     return np.divide(load_E.max(-1) - mean, mean, out=np.zeros_like(mean, dtype=float), where=mean > 0)
+
+
+def max_vio_global(load_NLE: np.ndarray) -> np.ndarray:
+    """MaxVio of the load summed over N batches, per layer (arXiv 2408.15664, section 4.1: MaxVio_global).
+
+    What one batch lacks another may have, so for batches of one size it is never above the mean of their own MaxVio.
+    """
+    return max_vio(load_NLE.sum(0, dtype=np.int64))
+
+
+def mean_and_worst(value_L: np.ndarray) -> tuple[float, float]:
+    """A measure's mean over layers, as the papers print it, and its largest; NaN where no layer has a value."""
+    known = value_L[np.isfinite(value_L)]
+    return (float(known.mean()), float(known.max())) if known.size else (math.nan, math.nan)
+
+
+def straggler(load_E: np.ndarray, num_devices: int) -> np.ndarray:
+    """Max over devices of load / mean, over the last axis: how much longer than at balance the slowest device computes.
+
+    Device d holds the d-th contiguous block of E/D experts; the load is the one before drops. It is 1 + MaxVio at
+    device level, at most 1 + MaxVio of the experts, 1 without any load, and NaN where D does not divide E, since no
+    such placement exists. "On paper": time in proportion to tokens, one layer, no communication and no tiles
+    (arXiv 2405.04434, section 2.2.3, names the aim; the factor is derived).
+    """
+    *others, experts = load_E.shape
+    if experts % num_devices:
+        return np.full(others, math.nan)
+    return 1 + max_vio(load_E.reshape(*others, num_devices, experts // num_devices).sum(-1))
+
+
+def joint_counts(
+    chosen_TK: np.ndarray,
+    domain_T: np.ndarray,
+    num_experts: int,
+    num_domains: int,
+    valid_TK: np.ndarray | None = None,
+) -> np.ndarray:
+    """How many (token, expert) pairs join each expert with each domain, shape (E, C). Its row sums are the load.
+
+    Pairs that `valid_TK` marks as padding are left out.
+    """
+    cell_TK = chosen_TK * num_domains + domain_T[:, None]
+    cell_P = cell_TK.ravel() if valid_TK is None else cell_TK[valid_TK]
+    return np.bincount(cell_P, minlength=num_experts * num_domains).reshape(num_experts, num_domains)
+
+
+def mutual_information(joint_EC: np.ndarray) -> np.ndarray:
+    """What the expert of a (token, expert) pair tells about the token's domain, in nats, over the last two axes.
+
+    I = sum p(e,c) ln(p(e,c) / (p(e) p(c))): 0 if experts serve all domains alike, at most the smaller of the two
+    entropies. Counts of finitely many pairs n lie above the truth by about (E-1)(C-1)/(2n) (Miller 1955); it is not
+    taken off. The measure is ours: no paper prints one (arXiv 2412.19437, figure 9, shows `relative_load`).
+    """
+    joint = joint_EC / np.maximum(joint_EC.sum((-2, -1), keepdims=True), 1)
+    apart = joint.sum(-1, keepdims=True) * joint.sum(-2, keepdims=True)
+    ratio = np.divide(joint, apart, out=np.ones_like(joint), where=joint > 0)
+    return np.maximum((joint * np.log(ratio)).sum((-2, -1)), 0.0)
+
+
+def specialisation(joint_EC: np.ndarray) -> np.ndarray:
+    """The share of all there is to know about a token's domain that its experts tell: I / H(domain), 0 to 1.
+
+    Divided by the entropy of the domains and not by the smaller of the two, so that a router collapsed onto few
+    experts, which tells little, shows little. NaN with one domain: there is nothing to tell apart.
+    """
+    share_C = joint_EC.sum(-2) / np.maximum(joint_EC.sum((-2, -1)), 1)[..., None]
+    entropy = -(share_C * np.log(np.where(share_C > 0, share_C, 1.0))).sum(-1)
+    known = np.full_like(entropy, math.nan)
+    return np.minimum(np.divide(mutual_information(joint_EC), entropy, out=known, where=entropy > 1e-12), 1.0)
+
+
+def relative_load(joint_EC: np.ndarray) -> np.ndarray:
+    """Load of expert e from domain c / its balanced load from that domain (arXiv 2412.19437, figure 9), shape (E, C).
+
+    1 is balanced, each domain's mean over experts is 1; NaN for a domain of which there was no token.
+    """
+    mean_C = joint_EC.mean(-2, keepdims=True)
+    return np.divide(joint_EC, mean_C, out=np.full(joint_EC.shape, math.nan), where=mean_C > 0)
+
+
+def interference(added_P: np.ndarray, task_P: np.ndarray) -> tuple[float, float]:
+    """Norm ratio |g_added| / |g_task| and cosine of the gradients of the added losses and of the task.
+
+    The diagnostic is ours; arXiv 2408.15664, section 2.2, names the effect and measures nothing, so no sign of the
+    cosine is promised. From batch to batch the cosine is mostly noise. Ratio 0 if nothing is added, infinity if only
+    the task's gradient is 0, NaN without parameters or without any gradient; the cosine is NaN where a gradient is 0.
+    """
+    (added_P, added, added_unit), (task_P, task, task_unit) = _measured(added_P), _measured(task_P)
+    if added == 0 or task == 0:
+        return 0.0 if task > 0 else math.inf if added > 0 else math.nan, math.nan
+    cosine = float(added_P @ task_P) / (added * task)
+    return (added / task) * (added_unit / task_unit), min(1.0, max(-1.0, cosine))
+
+
+def _measured(values: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """The values in a unit in which their squares are numbers, their norm in it, and the unit."""
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(values))
+    if 1e-15 < norm < 1e15:
+        return values, norm, 1.0
+    unit = float(np.abs(values).max(initial=0.0)) or 1.0
+    return values / unit, float(np.linalg.norm(values / unit)), unit
 
 
 def dead_experts(load_E: np.ndarray) -> np.ndarray:

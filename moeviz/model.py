@@ -6,6 +6,8 @@ layer, then a linear head over the 256 bytes. Shapes: T tokens in S sequences of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,20 +36,32 @@ class MoELayer(nn.Module):
         # Shared experts are one wide SwiGLU: side by side, their outputs add up.
         self.shared_in = nn.Parameter(torch.randn(d, 2 * shared * H) * d**-0.5) if shared else None
         self.shared_out = nn.Parameter(torch.randn(shared * H, d) * H**-0.5) if shared else None
+        self.witness: Callable[..., None] | None = None  # is shown what a forward pass did (`truth.watching`)
 
     def forward(
-        self, x_Td: Tensor, bias_E: Tensor, knobs: Knobs, protected_T: Tensor | None
+        self,
+        x_Td: Tensor,
+        bias_E: Tensor,
+        knobs: Knobs,
+        protected_T: Tensor | None,
+        token_id_T: Tensor | None = None,
     ) -> tuple[Tensor, Routing, Tensor]:
         """Output, routing and the load that survives dropping; `protected_T=None` means that nothing is dropped."""
         normed_Td = rms_norm(x_Td)
-        routing = route(normed_Td @ self.centroids_Ed.t(), bias_E, knobs)
-        gates_TK, kept_load_E = routing.gates_TK, routing.load_E
+        routing = route(normed_Td @ self.centroids_Ed.t(), bias_E, knobs, token_id_T)
+        gates_TK, kept_load_E, kept_TK = routing.gates_TK, routing.load_E, None
         if protected_T is not None and knobs.token_dropping != "none":
             affinity_TK = routing.scores_TE.detach().gather(1, routing.chosen_TK)
-            kept_TK = capacity.keep(routing.chosen_TK, affinity_TK, protected_T, len(bias_E), knobs)
+            kept_TK = capacity.keep(routing.chosen_TK, affinity_TK, protected_T, len(bias_E), knobs, routing.valid_TK)
             gates_TK = gates_TK * kept_TK  # the survivors are not renormalised
             kept_load_E = torch.bincount(routing.chosen_TK[kept_TK], minlength=len(bias_E))
-        out_Td = x_Td + mix(normed_Td, routing.chosen_TK, gates_TK, routing.load_E, self.w_in_Ed2H, self.w_out_EHd)
+        if self.witness is not None:
+
+            def reroute(logits_TE: Tensor, bias_E: Tensor, rows: slice) -> Routing:
+                return route(logits_TE, bias_E, knobs, None if token_id_T is None else token_id_T[rows])
+
+            self.witness(routing.logits_TE.detach(), bias_E, routing, kept_TK, gates_TK, reroute)
+        out_Td = x_Td + mix(normed_Td, routing.chosen_TK, gates_TK, self.w_in_Ed2H, self.w_out_EHd)
         if self.shared_in is not None:
             gate, up = (normed_Td @ self.shared_in).chunk(2, dim=-1)
             out_Td = out_Td + (F.silu(gate) * up) @ self.shared_out
@@ -72,6 +86,30 @@ class Attention(nn.Module):
         return x_Td + self.out(mixed.transpose(1, 2).reshape(T, d))
 
 
+class FurtherAhead(nn.Module):
+    """One depth of multi-token prediction: depth k at position i predicts token i+1+k (arXiv 2412.19437, eq. 21-25).
+
+    The hidden state of the depth before and the embedding of token i+k, each scaled to root mean square 1, side by
+    side, are projected to the model's width and pass one block. The block is attention and a dense SwiGLU as wide as
+    one expert, not a routed one as in the paper: loads, biases and layers stay those of the model that is watched.
+    Embedding and head are the model's own. Multi-token prediction has nothing to do with balance.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        d, H = recipe.d_model, recipe.d_expert
+        self.merge = nn.Linear(2 * d, d, bias=False)
+        self.attention = Attention(recipe)
+        self.w_in = nn.Parameter(torch.randn(d, 2 * H) * d**-0.5)
+        self.w_out = nn.Parameter(torch.randn(H, d) * H**-0.5)
+
+    def forward(self, before_Td: Tensor, embedded_Td: Tensor) -> Tensor:
+        """Hidden states of this depth, for the positions given: as many per sequence, in the sequences' order."""
+        x_Td = self.attention(self.merge(torch.cat((rms_norm(before_Td), rms_norm(embedded_Td)), dim=-1)))
+        gate, up = (rms_norm(x_Td) @ self.w_in).chunk(2, dim=-1)
+        return x_Td + (F.silu(gate) * up) @ self.w_out
+
+
 class ToyMoE(nn.Module):
     """The model of either task; `inputs` are vectors (T, d) for skills and bytes (T,) for text."""
 
@@ -83,11 +121,30 @@ class ToyMoE(nn.Module):
         self.attention = nn.ModuleList([Attention(recipe) for _ in range(L)] if text else [])
         self.layers = nn.ModuleList([MoELayer(recipe) for _ in range(L)])
         self.head = nn.Linear(d, output_size)
+        # Last, so that the weights above are drawn alike with and without.
+        self.further_ahead = nn.ModuleList([FurtherAhead(recipe) for _ in range(recipe.mtp_depth if text else 0)])
 
     def forward(
-        self, inputs: Tensor, bias_LE: Tensor, knobs: Knobs, protected_T: Tensor | None = None
+        self,
+        inputs: Tensor,
+        bias_LE: Tensor,
+        knobs: Knobs,
+        protected_T: Tensor | None = None,
+        token_id_T: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing], Tensor]:
         """Predictions (T, output_size), one routing per layer, and the kept loads (L, E)."""
+        hidden_Td, routings, kept_load_LE = self.hidden(inputs, bias_LE, knobs, protected_T, token_id_T)
+        return self.predict(hidden_Td), routings, kept_load_LE
+
+    def hidden(
+        self,
+        inputs: Tensor,
+        bias_LE: Tensor,
+        knobs: Knobs,
+        protected_T: Tensor | None = None,
+        token_id_T: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing], Tensor]:
+        """What the head reads (T, d), one routing per layer, and the kept loads (L, E)."""
         x_Td = inputs
         if self.embedding is not None:
             x_Td = self.embedding(inputs) + self.position.repeat(len(inputs) // len(self.position), 1)
@@ -95,10 +152,45 @@ class ToyMoE(nn.Module):
         for index, (layer, bias_E) in enumerate(zip(self.layers, bias_LE.unbind(0), strict=True)):
             if self.embedding is not None:
                 x_Td = self.attention[index](x_Td)
-            x_Td, routing, kept_load_E = layer(x_Td, bias_E, knobs, protected_T)
+            x_Td, routing, kept_load_E = layer(x_Td, bias_E, knobs, protected_T, token_id_T)
             routings.append(routing)
             kept_loads.append(kept_load_E)
-        return self.head(rms_norm(x_Td) if self.embedding is not None else x_Td), routings, torch.stack(kept_loads)
+        return x_Td, routings, torch.stack(kept_loads)
+
+    def predict(self, hidden_Td: Tensor) -> Tensor:
+        """Predictions (T, output_size) of hidden states."""
+        return self.head(rms_norm(hidden_Td) if self.embedding is not None else hidden_Td)
+
+    def look_ahead(self, inputs: Tensor, hidden_Td: Tensor) -> list[Tensor]:
+        """Predictions of tokens further ahead, one entry per depth, depth 1 first.
+
+        Depth k covers the N - k positions of each sequence that have a target in its window, in the sequences' order:
+        shape (S (N - k), output_size). A depth that no position of so short a sequence has a target for is left out.
+        """
+        if not self.further_ahead:
+            return []
+        S, (N, d) = len(inputs) // len(self.position), self.position.shape
+        embedded_SNd, predictions = self.embedding(inputs).view(S, N, d), []
+        for depth, module in enumerate(self.further_ahead[: N - 1], start=1):
+            before_SNd = hidden_Td.view(S, -1, d)[:, : N - depth]
+            hidden_Td = module(before_SNd.flatten(0, 1), embedded_SNd[:, depth:].flatten(0, 1))
+            predictions.append(self.predict(hidden_Td))
+        return predictions
+
+    def router(self) -> list[Tensor]:
+        """The centroids of all layers."""
+        return [layer.centroids_Ed for layer in self.layers]
+
+    def trunk(self) -> list[Tensor]:
+        """Every other parameter that comes before some router, so that a balance loss can change it.
+
+        Nothing on skills with one layer; never the last layer's experts, the head or the modules that look ahead.
+        """
+        before = nn.ModuleList([*self.attention, *self.layers[:-1]])
+        if self.embedding is not None:
+            before.append(self.embedding)
+        found = [part for name, part in before.named_parameters() if not name.endswith("centroids_Ed")]
+        return found if self.position is None else [*found, self.position]
 
 
 def rms_norm(x_Td: Tensor) -> Tensor:

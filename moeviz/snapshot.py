@@ -22,16 +22,38 @@ class Snapshot:
     step: int
     task_loss: float  # MSE (skills) or nats per byte (text) on the training batch
     added_loss: float  # balance loss as added to the task loss, alpha included
+    mtp_loss: float  # loss on tokens further ahead, mean over depths, without lambda; NaN without such a prediction
     eval_loss: float  # held-out task loss, nothing dropped; NaN at steps without an evaluation
     load_LE: np.ndarray  # (token, expert) pairs before drops
     kept_load_LE: np.ndarray  # pairs that survive the capacity limit
     bias_LE: np.ndarray  # selection bias used in this step, float32
     max_vio_L: np.ndarray  # (max load - mean load) / mean load
+    max_vio_global_L: np.ndarray  # the same of the load summed over the last GLOBAL_WINDOW steps
+    straggler_L: np.ndarray  # max over devices of load / mean, on paper; NaN where D does not divide E
+    specialisation_L: np.ndarray  # I(expert; domain) / H(domain) on held-out tokens; NaN without an evaluation
     fan_out_L: np.ndarray  # mean number of groups that a token touches
     dead_experts_L: np.ndarray  # experts with under 1 % of the mean load over the last DEAD_WINDOW steps
     dropped_fraction_L: np.ndarray  # dropped pairs / (T K)
+    interference: Interference
     fair: Fair
     steps_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """What the added balance losses do to the task's gradient in one step (SPEC 5): all NaN at steps without a probe.
+
+    Router: the centroids of all layers. Trunk: every other parameter from which the balance losses can be changed.
+    Ratios are 0 when nothing is added; the trunk's figures are NaN where there is none (skills with one layer).
+    """
+
+    router_ratio: float = math.nan  # |g_added| / |g_task|
+    router_cosine: float = math.nan
+    trunk_ratio: float = math.nan
+    trunk_cosine: float = math.nan
+
+
+NOT_PROBED = Interference()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +74,20 @@ def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
             ("version", "<u4"),  # which settings were in force; counted by whoever changes them
             ("task_loss", "<f4"),
             ("added_loss", "<f4"),
+            ("mtp_loss", "<f4"),
             ("eval_loss", "<f4"),
+            ("interference_router_ratio", "<f4"),
+            ("interference_router_cosine", "<f4"),
+            ("interference_trunk_ratio", "<f4"),
+            ("interference_trunk_cosine", "<f4"),
             ("fair_max_vio", "<f4"),
             ("fair_max_vio_p95", "<f4"),
             ("fair_min_load_p05", "<f4"),
             ("steps_per_second", "<f4"),
             ("max_vio", "<f4", L),
+            ("max_vio_global", "<f4", L),
+            ("straggler", "<f4", L),
+            ("specialisation", "<f4", L),
             ("fan_out", "<f4", L),
             ("dropped_fraction", "<f4", L),
             ("dead_experts", "<u2", L),
@@ -68,6 +98,10 @@ def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
     )
 
 
+PER_LAYER = (
+    *("max_vio", "max_vio_global", "straggler", "specialisation"),
+    *("fan_out", "dropped_fraction", "dead_experts"),
+)
 HEADER = np.dtype([("epoch", "<i8"), ("count", "<i8")])
 
 
@@ -114,11 +148,13 @@ class History:
         count = self.count
         row = self._rows[count % self.capacity]
         row["step"], row["version"] = snapshot.step, version
-        for name in ("task_loss", "added_loss", "eval_loss", "steps_per_second"):
+        for name in ("task_loss", "added_loss", "mtp_loss", "eval_loss", "steps_per_second"):
             row[name] = getattr(snapshot, name)
+        for name in ("router_ratio", "router_cosine", "trunk_ratio", "trunk_cosine"):
+            row[f"interference_{name}"] = getattr(snapshot.interference, name)
         for name in ("max_vio", "max_vio_p95", "min_load_p05"):
             row[f"fair_{name}"] = getattr(snapshot.fair, name)
-        for name in ("max_vio", "fan_out", "dropped_fraction", "dead_experts"):
+        for name in PER_LAYER:
             row[name] = getattr(snapshot, f"{name}_L")
         for name in ("bias", "load", "kept_load"):
             row[name] = getattr(snapshot, f"{name}_LE")

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 
 import numpy as np
 
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.snapshot import Fair, Snapshot
+from moeviz.snapshot import NOT_PROBED, Fair, Snapshot
 
 REFUSED_SEED, BROKEN_SEED = 101, 102
 DIVERGING = 1.0  # learning rate
 BROKEN = 99.0  # route scale
 FATAL = 98.0  # route scale
+
+
+TRUTH_EVERY = 5  # steps
+
+
+@dataclass(frozen=True)
+class Identity:
+    """As in `moeviz.truth`, which imports torch."""
+
+    name: str
+    sentence: str
+    source: str
+    holds: bool | None
+    numbers: str
 
 
 class TrainingDiverged(RuntimeError):
@@ -38,6 +53,7 @@ class Engine:
         if recipe.seed == BROKEN_SEED:
             raise KeyError("broken")
         self.recipe, self.count = recipe, 0
+        self.wants_truth, self.truth = False, None
         self.random = np.random.default_rng(recipe.seed)
 
     def observe(self) -> Snapshot:
@@ -54,6 +70,8 @@ class Engine:
             os._exit(1)
         time.sleep(knobs.alpha / 1000)
         self.count += 1
+        if self.wants_truth and self.count % TRUTH_EVERY == 0:
+            self.truth = [Identity("E1", "Steps are counted.", "ours", self.count % 2 == 0, f"{self.count}")] * 8
         return self._snapshot(knobs.top_k)
 
     def _snapshot(self, top_k: int) -> Snapshot:
@@ -64,14 +82,19 @@ class Engine:
             step=self.count,
             task_loss=1.0 / (1 + self.count),
             added_loss=0.0,
+            mtp_loss=float("nan"),
             eval_loss=float("nan"),
             load_LE=load,
             kept_load_LE=load,
             bias_LE=np.zeros(shape, np.float32),
             max_vio_L=zeros,
+            max_vio_global_L=zeros,
+            straggler_L=zeros,
+            specialisation_L=zeros,
             fan_out_L=zeros,
             dead_experts_L=zeros,
             dropped_fraction_L=zeros,
+            interference=NOT_PROBED,
             fair=Fair(0.1, 0.2, 0.8),
             steps_per_second=0.0,
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from moeviz.presets import PRESETS
 from tests.install_chromium import find
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +251,52 @@ def test_another_number_of_experts_waits_for_the_button_and_then_begins_again(ne
     assert look(page, "store.experts") == 16
     button(page, "Restart with these").click()
     until(page, "m.step === 0 && m.store.experts === 8")
+
+
+def chips(page):
+    """What the identities say: name -> True, False or None."""
+    found = page.evaluate("[...document.querySelectorAll('.chip')].map(c => [c.innerText.slice(-2), c.dataset.holds])")
+    return {name: {"true": True, "false": False, "null": None}[holds] for name, holds in found}
+
+
+def test_identities_hold_on_every_preset_and_expert_choice_is_seen_to_fail_one(new_page):
+    page = new_page()
+    assert set(chips(page).values()) == {None}, "nothing is computed before the run trains"
+    button(page, "E1 is not computed").click()
+    expect(page.get_by_text("Computed once your run trains.")).to_be_visible()
+    page.keyboard.press("Escape")
+    button(page, "Run").click()
+    until(page, "m.step > 30 && m.truth")
+    assert list(chips(page)) == [f"E{number}" for number in range(1, 9)]
+    assert chips(page) == {**dict.fromkeys(chips(page), True), "E5": None, "E6": None}, "no bias, no groups"
+
+    for name, preset in PRESETS.items():
+        serial = look(page, "truth.serial")
+        if page.get_by_role("combobox", name="Preset", exact=True).input_value() != preset.title:
+            choose(page, "Preset", preset.title)
+            until(page, f"m.truth.serial > {serial} + 1")
+        seen = chips(page)
+        assert False not in (seen[chip] for chip in seen if chip != "E7"), (name, seen)
+        assert seen["E7"] is (preset.knobs.router != "expert_choice"), (name, seen)
+
+    chip = button(page, "E8 holds")
+    chip.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".info-box")).to_contain_text("Σ load")
+    page.keyboard.press("Escape")
+    assert look(page, "playing"), "a key for a chip is none for the transport"
+
+
+def test_expert_choice_sees_the_future_in_red(new_page):
+    page = new_page("?router=expert_choice")
+    button(page, "Run").click()
+    until(page, "m.step > 2 && m.truth")
+    assert chips(page)["E7"] is False
+    chip = button(page, "E7 does not hold")
+    assert "✗" in chip.inner_text()
+    expect(page.locator(".alarm")).to_contain_text("E7: Expert choice sees the future")
+    chip.click()
+    expect(page.locator(".info-box")).to_contain_text("earlier ones go elsewhere")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -262,3 +262,20 @@ def test_without_a_mask_of_protected_tokens_nothing_is_dropped():
         plain, _, _ = layer(torch.ones(10, 8), torch.zeros(4), Knobs(), None)
     assert torch.equal(evaluated, plain)
     assert torch.equal(kept_load, routing.load_E)
+
+
+# --- padding of expert choice ----------------------------------------------------------------------------------------
+
+
+@given(queues(), st.integers(1, 4))
+def test_padding_takes_no_place_and_never_stays(example, columns):
+    """The same queue with columns of padding: whoever had a place keeps it, and nobody else gets one."""
+    chosen, affinity, protected, experts, knobs = example
+    tokens, top_k = len(chosen), knobs.top_k
+    plain = keep(torch.tensor(chosen), torch.tensor(affinity), torch.tensor(protected), experts, knobs)
+    padded_chosen = torch.cat([torch.tensor(chosen), torch.tensor(chosen)[:, :1].repeat(1, columns)], dim=1)
+    padded_affinity = torch.cat([torch.tensor(affinity), torch.ones(tokens, columns)], dim=1)
+    valid = torch.arange(top_k + columns).repeat(tokens, 1) < top_k
+    padded = keep(padded_chosen, padded_affinity, torch.tensor(protected), experts, knobs, valid)
+    assert torch.equal(padded[:, :top_k], plain)
+    assert not padded[:, top_k:].any()

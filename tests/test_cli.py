@@ -15,9 +15,11 @@ from moeviz.cli import main
 from moeviz.engine import Engine
 
 PROMISED = [
-    *("steps", "task_loss", "eval_loss", "max_vio_batch", "max_vio_global", "max_vio_floor", "dropped_fraction"),
-    *("dead_experts", "fan_out", "steps_per_second"),
+    *("steps", "task_loss", "mtp_loss", "eval_loss", "max_vio_batch", "max_vio_global", "max_vio_floor", "straggler"),
+    *("specialisation", "interference_router_ratio", "interference_trunk_ratio", "dropped_fraction", "dead_experts"),
+    *("fan_out", "steps_per_second"),
 ]
+WITH_JSON = ["max_vio_batch_worst_layer", "max_vio_global_worst_layer"]
 
 
 def call(*arguments):
@@ -28,7 +30,7 @@ def test_run_prints_one_json_object_with_every_promised_figure():
     result = call("run", "--preset", "loss_free", "--set", "u=0.01", "--steps", 30, "--seed", 3, "--json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
-    assert set(PROMISED) <= figures.keys()
+    assert {*PROMISED, *WITH_JSON} <= figures.keys()
     assert (figures["steps"], figures["recipe"]["seed"], figures["knobs"]["u"]) == (30, 3, 0.01)
     assert figures["knobs"]["bias_rule"] == "sign"
     assert 0 < figures["max_vio_floor"] < figures["max_vio_global"] <= figures["max_vio_batch"] <= 7
@@ -42,6 +44,58 @@ def test_the_same_seed_prints_the_same_figures():
 def test_without_json_it_prints_a_line_per_figure():
     lines = call("run", "--steps", 2).stdout.splitlines()
     assert [line.split()[0] for line in lines] == PROMISED
+    assert {"mtp_loss", "interference_router_ratio"} <= {line.split()[0] for line in lines if line.split()[1] == "-"}
+
+
+def test_the_help_explains_every_figure_that_is_printed():
+    explained = call("run", "--help").stdout
+    assert [name for name in PROMISED if name not in explained] == []
+    assert "_worst_layer" in explained
+
+
+def test_what_was_not_measured_is_null(tmp_path):
+    result = call("run", "--steps", 4, "--set", "num_devices=3", "--json", "--out", tmp_path / "run.json")
+    figures = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert [figures[name] for name in ("mtp_loss", "straggler", "interference_router_ratio")] == [None] * 3
+    assert figures["specialisation"] > 0
+    steps = json.loads((tmp_path / "run.json").read_text(), parse_constant=pytest.fail)["steps"]
+    assert (steps[0]["mtp_loss"], steps[0]["straggler_l0"], steps[0]["specialisation_l0"]) == (None, None, None)
+
+
+def test_late_figures_of_several_layers_follow_from_the_steps(tmp_path):
+    path, layers = tmp_path / "run.parquet", ("--set", "num_layers=2", "--set", "alpha=0.5", "--set", "probe_every=3")
+    figures = json.loads(call("run", "--steps", 50, *layers, "--out", path, "--json").stdout)
+    late = pyarrow.parquet.read_table(path).to_pylist()[-10:]
+    by_layer = []
+    for layer in range(2):
+        load = [sum(row[f"load_l{layer}_e{expert}"] for row in late) for expert in range(16)]
+        by_layer.append(max(load) / (sum(load) / 16) - 1)
+    assert figures["max_vio_global"] == pytest.approx(sum(by_layer) / 2)
+    assert figures["max_vio_global_worst_layer"] == pytest.approx(max(by_layer))
+    straggling = [row[f"straggler_l{layer}"] for row in late for layer in range(2)]
+    assert figures["straggler"] == pytest.approx(sum(straggling) / 20)
+    for place in ("router", "trunk"):
+        ratios = [row[f"interference_{place}_ratio"] for row in late if row["step"] % 3 == 0]
+        assert len(ratios) == 3
+        assert figures[f"interference_{place}_ratio"] == pytest.approx(sum(ratios) / 3)
+
+
+def test_specialisation_is_that_of_the_last_step_and_not_of_the_last_row_that_has_one(tmp_path):
+    path = tmp_path / "run.parquet"
+    at_its_end, later = (
+        json.loads(call("run", "--steps", steps, "--out", path, "--json").stdout)["specialisation"]
+        for steps in (25, 30)
+    )
+    written = pyarrow.parquet.read_table(path).to_pylist()
+    assert at_its_end == pytest.approx(written[24]["specialisation_l0"])
+    assert later != pytest.approx(at_its_end)
+    assert 0 < later < 1
+
+
+def test_tokens_further_ahead_are_in_the_summary():
+    small = [part for size in ("tokens_per_step=64", "mtp_depth=1", "d_model=16") for part in ("--set", size)]
+    figures = json.loads(call("run", "--task", "text", *small, "--steps", 3, "--json").stdout)
+    assert figures["mtp_loss"] == pytest.approx(math.log(256), rel=0.15)
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "json"])
@@ -112,16 +166,32 @@ def test_a_run_that_diverges_keeps_its_steps_and_says_so(tmp_path, monkeypatch):
     """No setting on offer makes the toy diverge, so its weights are broken by hand before step 5."""
     descend = Engine._descend
 
-    def break_weights(self, loss):
-        descend(self, loss)
+    def break_weights(self, loss, probe):
+        interference = descend(self, loss, probe)
         if self.step_number == 3:
             self.model.head.weight.data.fill_(math.nan)
+        return interference
 
     monkeypatch.setattr(Engine, "_descend", break_weights)
     result = call("run", "--steps", 9, "--out", tmp_path / "run.csv", "--json")
     assert result.exit_code == 1
     assert "Training diverged at step 5: the loss is nan." in result.stderr
     assert json.loads(result.stdout)["steps"] == pyarrow.csv.read_csv(tmp_path / "run.csv").num_rows == 4
+
+
+def test_a_run_that_diverges_at_once_prints_dashes(monkeypatch):
+    descend = Engine._descend
+
+    def break_weights(self, loss, probe):
+        interference = descend(self, loss, probe)
+        self.model.head.weight.data.fill_(math.nan)
+        return interference
+
+    monkeypatch.setattr(Engine, "_descend", break_weights)
+    result = call("run", "--steps", 9)
+    assert result.exit_code == 1
+    assert "Training diverged at step 2" in result.stderr
+    assert "eval_loss" in [line.split()[0] for line in result.stdout.splitlines() if line.split()[1] == "-"]
 
 
 def test_presets_and_settings_are_listed():

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moeviz import strategies
 from moeviz.config import (
     BALANCING,
     KNOB_FIELDS,
+    LOSS_WEIGHTS,
     MAX_PARAMETERS,
     RECIPE_FIELDS,
     TASK_DEFAULTS,
@@ -242,6 +244,8 @@ def test_the_defaults_of_each_task_go_together(task):
             {"token_dropping": "device", "num_devices": 8},
             ["4 experts", "8 devices", "1, 2 or 4 devices"],
         ),
+        (10, {"alpha_device": 0.1}, ["10 experts", "4 devices", "1, 2, 5 or 10 devices"]),
+        (10, {"alpha_communication": 0.1, "num_devices": 3}, ["10 experts", "3 devices", "1, 2, 5 or 10 devices"]),
     ],
 )
 def test_an_impossible_combination_is_refused_with_value_rule_and_remedy(experts, knobs, says):
@@ -250,9 +254,9 @@ def test_an_impossible_combination_is_refused_with_value_rule_and_remedy(experts
         assert part in sentence
 
 
-@pytest.mark.parametrize("dropping", ["none", "expert"])
-def test_the_number_of_devices_is_no_obstacle_while_nothing_is_dropped_per_device(dropping):
-    check(Recipe(num_experts=10), Knobs(token_dropping=dropping, num_devices=4))
+@pytest.mark.parametrize("knobs", [{}, {"token_dropping": "expert"}, {"alpha": 1.0, "alpha_z": 1.0}])
+def test_the_number_of_devices_is_no_obstacle_while_nothing_is_dropped_or_lost_per_device(knobs):
+    check(Recipe(num_experts=10), Knobs(num_devices=4, **knobs))
 
 
 def possible(experts: int, knobs: Knobs) -> bool:
@@ -265,7 +269,10 @@ def possible(experts: int, knobs: Knobs) -> bool:
     return (
         knobs.groups_kept <= knobs.num_groups
         and knobs.top_k <= reachable
-        and (devices_are_equal or knobs.token_dropping != "device")
+        and (
+            devices_are_equal
+            or not (knobs.token_dropping == "device" or knobs.alpha_device or knobs.alpha_communication)
+        )
     )
 
 
@@ -321,15 +328,55 @@ def test_settling_takes_the_nearest_possible_value(experts, knobs, settled):
 # --- names and texts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", BALANCING)
+def test_a_bias_rule_with_the_losses_that_are_on_has_the_name_people_know(name):
+    assert Knobs(**BALANCING[name]).balancing == name
+    stronger = {weight: 50.0 for weight in BALANCING[name] if weight in LOSS_WEIGHTS.values()}
+    assert Knobs(**BALANCING[name] | stronger).balancing == name, "whatever the weights"
+
+
 @pytest.mark.parametrize(
-    ("pair", "name"), [*((pair, name) for name, pair in BALANCING.items()), (("sign", "batch"), "custom")]
+    "settings",
+    [
+        {"bias_rule": "sign", "alpha": 0.1},
+        {"bias_rule": "quantile"},
+        {"alpha": 0.1, "alpha_sequence": 0.1},
+        {"alpha_z": 1e-3},
+        {"bias_rule": "sign", "alpha_sequence": 1e-4, "alpha_device": 0.1},
+    ],
 )
-def test_a_pair_of_bias_rule_and_loss_has_the_name_people_know(pair, name):
-    assert Knobs(bias_rule=pair[0], aux_loss=pair[1]).balancing == name
+def test_any_other_mixture_is_custom(settings):
+    assert Knobs(**settings).balancing == "custom"
 
 
-def test_every_balancing_strategy_is_a_possible_pair_of_its_own():
-    assert len({Knobs(bias_rule=rule, aux_loss=loss) for rule, loss in BALANCING.values()}) == len(BALANCING)
+def test_every_balancing_is_a_mixture_of_its_own():
+    mixtures = {(Knobs(**settings).bias_rule, Knobs(**settings).losses) for settings in BALANCING.values()}
+    assert len(mixtures) == len(BALANCING)
+
+
+@given(KNOBS)
+def test_the_losses_that_are_on_are_those_with_a_weight(knobs):
+    assert knobs.losses == tuple(loss for loss in strategies.LOSSES if getattr(knobs, LOSS_WEIGHTS[loss]) != 0)
+
+
+def test_every_loss_has_a_weight_of_its_own_which_is_off_by_default():
+    assert tuple(LOSS_WEIGHTS) == tuple(strategies.LOSSES)
+    assert [name for name in KNOB_FIELDS if name.startswith("alpha")] == list(LOSS_WEIGHTS.values())
+    assert Knobs().losses == ()
+
+
+@pytest.mark.parametrize(
+    ("knob", "texts"),
+    [
+        ("gating", strategies.AFFINITIES),
+        ("router", strategies.ROUTERS),
+        ("bias_rule", strategies.BIAS_RULES),
+    ],
+)
+def test_every_choice_is_explained_and_every_explanation_can_be_chosen(knob, texts):
+    assert KNOB_FIELDS[knob].metadata["choices"] == tuple(texts)
+    assert len({text.title for text in texts.values()}) == len(texts)
+    assert all(text.title and text.meaning.endswith(".") and text.formula and text.source for text in texts.values())
 
 
 @pytest.mark.parametrize(
@@ -339,18 +386,35 @@ def test_every_balancing_strategy_is_a_possible_pair_of_its_own():
         ({}, {"u": 0.1}, ["u 0.003 → 0.1"]),
         ({}, {"norm_topk": False, "top_k": 4}, ["top_k 2 → 4", "norm_topk true → false"]),
         ({}, {"bias_rule": "sign"}, ["balancing none → loss_free"]),
-        ({"bias_rule": "sign"}, {"aux_loss": "batch"}, ["balancing loss_free → aux_loss"]),
+        ({}, {"router": "hash"}, ["router top_k → hash"]),
+        ({"bias_rule": "sign"}, {"alpha": 0.1}, ["balancing loss_free → aux_loss"]),
+        ({}, {"alpha": 1.0}, ["balancing none → aux_loss", "alpha 0.1 → 1"]),
+        ({"alpha": 0.1}, {"alpha": 1.0}, ["alpha 0.1 → 1"]),
         (
             {},
-            {"bias_rule": "sign", "aux_loss": "sequence", "u": 0.5},
+            {"bias_rule": "sign", "alpha_sequence": 1e-4, "u": 0.5},
             ["balancing none → deepseek_v3", "u 0.003 → 0.5"],
         ),
-        ({}, {"bias_rule": "sign", "aux_loss": "batch"}, ["bias_rule none → sign", "aux_loss none → batch"]),
-        ({"bias_rule": "sign", "aux_loss": "batch"}, {"bias_rule": "sign"}, ["aux_loss batch → none"]),
+        ({}, {"bias_rule": "sign", "alpha": 0.1}, ["bias_rule none → sign", "alpha 0 → 0.1"]),
+        ({"bias_rule": "sign", "alpha": 0.1}, {"bias_rule": "sign"}, ["alpha 0.1 → 0"]),
+        ({"bias_rule": "sign"}, {"bias_rule": "quantile"}, ["bias_rule sign → quantile"]),
     ],
 )
 def test_a_change_is_described_by_what_changed_and_nothing_else(old, new, words):
     assert describe_change(Knobs(**old), Knobs(**new)) == words
+
+
+@given(KNOBS, KNOBS)
+def test_a_change_names_every_setting_that_a_named_balancing_does_not_explain(old, new):
+    named = {mark.split(" ")[0] for mark in describe_change(old, new)}
+    before, after = asdict(old), asdict(new)
+    changed = {name for name in before if before[name] != after[name]}
+    if "balancing" not in named:
+        assert named == changed
+    else:
+        usual = asdict(Knobs(**BALANCING[new.balancing]))
+        mixture = {"bias_rule", *LOSS_WEIGHTS.values()}
+        assert named - {"balancing"} == (changed - mixture) | {name for name in mixture if after[name] != usual[name]}
 
 
 @given(
@@ -373,9 +437,23 @@ def test_no_text_changes_nothing():
 
 
 @pytest.mark.parametrize("name", BALANCING)
-def test_balancing_is_short_for_a_rule_and_a_loss(name):
-    _, knobs = parse_settings({"balancing": name}, Recipe(), Knobs())
-    assert knobs.balancing == name
+def test_balancing_is_short_for_a_rule_and_the_weights_of_all_losses(name):
+    everything = Knobs(bias_rule="quantile", **dict.fromkeys(LOSS_WEIGHTS.values(), 7.0), u=0.5)
+    _, knobs = parse_settings({"balancing": name}, Recipe(), everything)
+    assert knobs == Knobs(**BALANCING[name], u=0.5)
+
+
+@pytest.mark.parametrize("order", [("alpha", "balancing"), ("balancing", "alpha")])
+def test_single_settings_change_a_named_balancing_wherever_they_stand(order):
+    text = {"balancing": "aux_loss", "alpha": "3"}
+    _, knobs = parse_settings({name: text[name] for name in order}, Recipe(), Knobs())
+    assert knobs == Knobs(alpha=3.0)
+
+
+def test_the_setting_of_old_links_is_gone_like_any_unknown_name():
+    assert refusal(parse_settings, {"aux_loss": "batch"}, Recipe(), Knobs()).startswith(
+        "There is no setting called 'aux_loss'."
+    )
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), (" FALSE ", False), ("0", False)])

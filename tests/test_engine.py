@@ -15,12 +15,13 @@ from torch import Tensor
 from moeviz import balance
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe, SettingsError
 from moeviz.engine import EVAL_EVERY, WARM_UP_STEPS, Engine, TrainingDiverged, available_devices
-from moeviz.metrics import DEAD_WINDOW, fair_router
+from moeviz.metrics import DEAD_WINDOW, GLOBAL_WINDOW, fair_router, specialisation
 from moeviz.model import MoELayer, ToyMoE, rms_norm
-from moeviz.snapshot import Snapshot
+from moeviz.snapshot import NOT_PROBED, Snapshot
 from tests import golden
 
 TINY = Recipe(num_experts=8, d_model=8, d_expert=8, tokens_per_step=128, sequence_length=16, device="cpu")
+MTP = replace(TINY, task="text", num_layers=2, mtp_depth=2)
 SIGN = Knobs(bias_rule="sign", u=0.01)
 TEXT = golden.TEXT
 
@@ -51,7 +52,7 @@ def differ(one: Snapshot, other: Snapshot) -> bool:
 # --- the same again --------------------------------------------------------------------------------------------------
 
 EVERYTHING = Knobs(
-    bias_rule="sign", aux_loss="sequence", num_groups=4, groups_kept=2, token_dropping="expert", capacity_factor=1.0
+    bias_rule="sign", alpha_sequence=0.1, num_groups=4, groups_kept=2, token_dropping="expert", capacity_factor=1.0
 )
 
 
@@ -128,6 +129,56 @@ def test_the_measures_of_a_snapshot_follow_from_its_loads():
     assert 1 < shots[0].fan_out_L[0] < 2
 
 
+def test_global_max_vio_is_that_of_the_last_hundred_steps():
+    recipe = replace(TINY, num_layers=2)
+    engine, shots = Engine(recipe, SIGN), []
+    engine.observe()  # its load was not trained on and counts in no window
+    for _ in range(GLOBAL_WINDOW + 12):
+        shots.append(engine.step(SIGN))
+        loads = [shot.load_LE for shot in shots[-100:]]
+        for layer in range(2):
+            total = [sum(int(load[layer][expert]) for load in loads) for expert in range(8)]
+            assert shots[-1].max_vio_global_L[layer] == pytest.approx(max(total) / (sum(total) / 8) - 1)
+    assert shots[-1].max_vio_global_L.max() < shots[-1].max_vio_L.min()
+
+
+def test_the_straggler_of_a_snapshot_is_its_busiest_device_at_the_number_of_devices_in_force():
+    shot = run(TINY, Knobs(num_devices=2), 1)[0]
+    halves = shot.load_LE[0, :4].sum(), shot.load_LE[0, 4:].sum()
+    assert shot.straggler_L.tolist() == pytest.approx([max(halves) / 128])
+    assert np.isnan(run(TINY, Knobs(num_devices=3), 1)[0].straggler_L).all()
+
+
+@pytest.mark.parametrize("knobs", [Knobs(), Knobs(router="expert_choice")], ids=["token choice", "expert choice"])
+def test_specialisation_is_measured_on_held_out_tokens_with_each_evaluation(knobs):
+    engine = Engine(replace(TINY, num_layers=2), knobs)
+    first = engine.observe()
+    assert (first.specialisation_L == specialisation(engine.examine().joint_LEC)).all()
+    for number in range(1, EVAL_EVERY + 2):
+        shot = engine.step(knobs)
+        assert np.isnan(shot.specialisation_L).tolist() == [number != EVAL_EVERY] * 2
+        if number == EVAL_EVERY:
+            held_out = engine.examine()
+            assert shot.specialisation_L.tolist() == specialisation(held_out.joint_LEC).tolist()
+    batch = engine.task.held_out
+    with torch.no_grad():
+        _, routings, _ = engine.model(batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T)
+    for layer, routing in enumerate(routings):
+        joint = engine.examine().joint_LEC[layer]
+        assert joint.sum(1).tolist() == routing.load_E.tolist()
+        token, slot = 5, 0
+        pair = joint[routing.chosen_TK[token, slot], batch.domain_T[token]]
+        assert pair >= 1
+        assert joint.shape == (8, 16)
+
+
+def test_with_one_kind_of_text_there_is_nothing_to_specialise_in():
+    shot = Engine(replace(TINY, task="text"), Knobs(), TEXT).observe()
+    assert np.isnan(shot.specialisation_L).all()
+    two_kinds = Engine(replace(TINY, task="text"), Knobs()).observe()
+    assert 0 <= two_kinds.specialisation_L[0] <= 1
+
+
 def test_an_evaluation_happens_every_so_many_steps_and_never_between():
     shots = run(TINY, Knobs(), 2 * EVAL_EVERY + 1)
     assert EVAL_EVERY == 25
@@ -158,9 +209,7 @@ def test_the_bias_of_a_snapshot_is_the_one_the_step_was_made_with():
     assert shots[1].bias_LE.dtype == np.float32
 
 
-@pytest.mark.parametrize(
-    "name", ["load_LE", "kept_load_LE", "bias_LE", "max_vio_L", "fan_out_L", "dead_experts_L", "dropped_fraction_L"]
-)
+@pytest.mark.parametrize("name", [spec.name for spec in fields(Snapshot) if spec.name.endswith(("_LE", "_L"))])
 def test_arrays_of_a_snapshot_are_copies(name):
     """Stepping on changes nothing already handed out, and scribbling on it changes nothing still to come."""
     untouched = run(TINY, EVERYTHING, 6)
@@ -184,11 +233,19 @@ def test_arrays_of_a_snapshot_are_copies(name):
 
 OTHER = {
     "gating": "softmax",
+    "router": "hash",
     "top_k": 3,
     "bias_rule": "sign",
-    "aux_loss": "batch",
     "u": 0.2,
+    "damping": 0.7,
+    "freeze_after": 3,
     "alpha": 5.0,
+    "alpha_sequence": 5.0,
+    "alpha_switch": 5.0,
+    "alpha_gshard": 5.0,
+    "alpha_device": 5.0,
+    "alpha_communication": 5.0,
+    "alpha_z": 5.0,
     "norm_topk": False,
     "route_scale": 2.5,
     "num_groups": 4,
@@ -198,12 +255,15 @@ OTHER = {
     "capacity_factor": 0.5,
     "num_devices": 2,
     "protected_share": 1.0,
+    "mtp_weight": 3.0,
     "learning_rate": 0.1,
 }
+MEASURING = {"probe_every"}  # these change what is shown and nothing that is trained
 # A knob acts only beside others that give it something to do.
 COMPANY = {
     "u": {"bias_rule": "sign"},
-    "alpha": {"aux_loss": "sequence"},
+    "damping": {"bias_rule": "quantile"},
+    "freeze_after": {"bias_rule": "sign"},
     "group_score": {"num_groups": 2, "groups_kept": 1},
     "groups_kept": {"num_groups": 4, "groups_kept": 1},
     "capacity_factor": {"token_dropping": "expert", "capacity_factor": 1.0},
@@ -213,11 +273,11 @@ COMPANY = {
 
 
 def test_every_knob_is_in_the_table_of_changes():
-    assert OTHER.keys() == KNOB_FIELDS.keys()
+    assert OTHER.keys() | MEASURING == KNOB_FIELDS.keys()
 
 
-def state_after_one_more_step(knobs: Knobs, next_knobs: Knobs) -> tuple[list[Tensor], Tensor]:
-    engine = Engine(TINY, knobs)
+def state_after_one_more_step(recipe: Recipe, knobs: Knobs, next_knobs: Knobs) -> tuple[list[Tensor], Tensor]:
+    engine = Engine(recipe, knobs, TEXT)
     for _ in range(WARM_UP_STEPS // 4):
         engine.step(knobs)
     engine.step(next_knobs)
@@ -227,11 +287,13 @@ def state_after_one_more_step(knobs: Knobs, next_knobs: Knobs) -> tuple[list[Ten
 @pytest.mark.parametrize("name", OTHER)
 def test_a_changed_knob_acts_at_the_very_next_step(name):
     knobs = Knobs(**COMPANY.get(name, {}))
-    stayed, changed = (state_after_one_more_step(knobs, k) for k in (knobs, replace(knobs, **{name: OTHER[name]})))
+    recipe = MTP if name == "mtp_weight" else TINY
+    other = replace(knobs, **{name: OTHER[name]})
+    stayed, changed = (state_after_one_more_step(recipe, knobs, after) for after in (knobs, other))
     same_weights = all(torch.equal(one, other) for one, other in zip(stayed[0], changed[0], strict=True))
     same_bias = torch.equal(stayed[1], changed[1])
     assert not (same_weights and same_bias)
-    if name in ("bias_rule", "u"):
+    if name in ("bias_rule", "u", "damping", "freeze_after"):
         assert same_weights, "the bias rule moves the bias and no weight"
 
 
@@ -254,6 +316,47 @@ def test_switching_the_bias_rule_off_empties_the_bias_and_u_zero_keeps_it():
     assert not engine.bias_LE.any()
 
 
+def test_a_factor_starts_at_one_from_the_first_step_and_goes_when_an_additive_rule_comes():
+    engine = Engine(TINY, replace(SIGN, bias_rule="multiplicative"))
+    assert engine.observe().bias_LE.tolist() == [[1.0] * 8]
+    plain, factor = run(TINY, Knobs(), 1)[0], engine.step(engine.knobs)
+    assert factor.load_LE.tolist() == plain.load_LE.tolist(), "a factor of 1 changes no choice"
+    moved = engine.step(engine.knobs).bias_LE
+    assert all(step == pytest.approx(0.01) or step == 0 for step in np.abs(moved - 1).flatten().tolist())
+    assert not engine.step(SIGN).bias_LE.any(), "a summand begins at 0, in the very step of the change"
+    before = engine.bias_LE.clone()
+    assert torch.equal(torch.tensor(engine.step(replace(SIGN, bias_rule="rms")).bias_LE), before)
+    assert engine.step(replace(SIGN, bias_rule="multiplicative")).bias_LE.tolist() == [[1.0] * 8]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in balance.BIAS_RULES if rule != "none"])
+def test_the_bias_freezes_after_the_step_that_was_asked_for(rule):
+    engine, knobs = Engine(TINY, Knobs(bias_rule=rule)), Knobs(bias_rule=rule, freeze_after=4)
+    biases = []
+    for _ in range(8):
+        engine.step(knobs)
+        biases.append(engine.bias_LE.clone())
+    assert [torch.equal(one, other) for one, other in itertools.pairwise(biases)] == [False] * 3 + [True] * 4
+
+
+def test_expert_choice_is_balanced_in_every_step_and_drops_nothing_at_a_capacity_of_one():
+    knobs = Knobs(router="expert_choice", token_dropping="expert", capacity_factor=1.0, protected_share=0.0)
+    for shot in run(replace(TINY, num_experts=6), replace(knobs, top_k=1), 3):
+        assert shot.load_LE.tolist() == shot.kept_load_LE.tolist() == [[22] * 6]  # ceil(128 / 6)
+        assert shot.dropped_fraction_L.tolist() == [0.0]
+        assert shot.max_vio_L.tolist() == [0.0]
+    halved = run(TINY, replace(knobs, capacity_factor=0.5), 1)[0]
+    assert halved.dropped_fraction_L.tolist() == [0.5]
+
+
+def test_a_hash_router_sends_the_same_bytes_to_the_same_experts_whatever_is_learned():
+    recipe, knobs = replace(TINY, task="text"), Knobs(router="hash", learning_rate=0.1)
+    other = replace(knobs, learning_rate=1e-4)
+    ours, theirs = run(recipe, knobs, 5), run(recipe, other, 5)
+    assert [shot.load_LE.tolist() for shot in ours] == [shot.load_LE.tolist() for shot in theirs]
+    assert ours[4].task_loss != theirs[4].task_loss
+
+
 def test_the_learning_rate_warms_up_over_the_first_steps_and_then_stays():
     engine, rates = Engine(TINY, Knobs(learning_rate=0.01)), []
     for _ in range(WARM_UP_STEPS + 3):
@@ -269,7 +372,7 @@ def test_the_bias_rule_sees_the_load_before_drops():
         shot = engine.step(dropping)
         before = torch.tensor(shot.bias_LE)
         by_load, by_kept = (
-            balance.BIAS_RULES["sign"](before, torch.tensor(load), 0.01) for load in (shot.load_LE, shot.kept_load_LE)
+            balance.sign_rule(before, torch.tensor(load), 0.01) for load in (shot.load_LE, shot.kept_load_LE)
         )
         assert torch.equal(engine.bias_LE, by_load)
         kept_would_differ |= not torch.equal(by_load, by_kept)
@@ -411,6 +514,297 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are():
     assert Engine(replace(TINY, device="auto"), Knobs()).device == available_devices()[0]
 
 
+def test_after_divergence_a_step_under_other_knobs_goes_on_from_the_last_good_state():
+    """The weights that were ruined by one huge step are those of before it again; the step number stays."""
+    recipe = replace(TINY, num_layers=2)
+    sane, mad = Knobs(bias_rule="sign", u=0.01), with_learning_rate(1e30)
+    engine = Engine(recipe, sane)
+    for _ in range(EVAL_EVERY + 3):  # the next good state is kept before update 26
+        engine.step(sane)
+    reference = Engine(recipe, sane)
+    for _ in range(EVAL_EVERY):
+        reference.step(sane)
+    good = weights(reference), reference.bias_LE.clone(), copy.deepcopy(reference.optimizer.state_dict())
+    engine.step(mad)
+    for _ in range(2):
+        with pytest.raises(TrainingDiverged, match="at step 30:"):
+            engine.step(mad)
+    assert engine.step_number == EVAL_EVERY + 4
+    calm = replace(sane, learning_rate=0.0)
+    shot = engine.step(calm)
+    assert shot.step == EVAL_EVERY + 5
+    for old, new in zip(good[0], weights(engine), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=0)
+    assert torch.equal(torch.tensor(shot.bias_LE), good[1])
+    moments = engine.optimizer.state_dict()["state"]
+    for number, old in good[2]["state"].items():  # one step further than they were kept
+        assert float(moments[number]["step"]) == float(old["step"]) + 1
+    later = [engine.step(sane) for _ in range(40)]
+    assert [shot.step for shot in later] == list(range(EVAL_EVERY + 6, EVAL_EVERY + 46))
+    assert all(math.isfinite(shot.task_loss) for shot in later)
+    assert later[-1].task_loss < 1.5
+
+
+def test_a_run_that_diverges_at_its_second_step_goes_on_from_its_first_weights():
+    engine = Engine(TINY, with_learning_rate(1e30))
+    before = weights(engine)
+    engine.step(with_learning_rate(1e30))
+    with pytest.raises(TrainingDiverged):
+        engine.step(with_learning_rate(1e30))
+    assert engine.step(Knobs(learning_rate=0.0)).step == 2
+    assert all(torch.equal(old, new) for old, new in zip(before, weights(engine), strict=True))
+
+
+def test_a_batch_that_failed_once_costs_no_state():
+    """The same knobs again: the weights of before the failure, and not older ones."""
+    engine = Engine(TINY, Knobs())
+    for _ in range(3):
+        engine.step(Knobs())
+    hook = engine.model.head.register_forward_hook(lambda module, inputs, output: output * math.nan)
+    with pytest.raises(TrainingDiverged):
+        engine.step(Knobs())
+    hook.remove()
+    before = weights(engine)
+    assert engine.step(Knobs()).step == 4
+    moved = max(float((new - old).abs().max()) for old, new in zip(before, weights(engine), strict=True))
+    assert 0 < moved < 0.003
+    before = weights(engine)
+    assert engine.step(Knobs(learning_rate=0.0)).step == 5
+    assert all(torch.equal(old, new) for old, new in zip(before, weights(engine), strict=True)), "no way back is taken"
+
+
+# --- interference ----------------------------------------------------------------------------------------------------
+
+ADDING = Knobs(alpha=0.5, alpha_z=0.01, probe_every=4, bias_rule="sign")
+
+
+@pytest.mark.parametrize(
+    "recipe", [TINY, replace(TINY, num_layers=3, shared_experts=1), replace(TINY, task="text", num_layers=2), MTP]
+)
+def test_a_probe_leaves_the_training_as_it_is_to_the_bit(recipe):
+    plain, probed = (run(recipe, replace(ADDING, probe_every=every), 21) for every in (0, 20))
+    often = run(recipe, replace(ADDING, probe_every=1), 21)
+    for one, other, third in zip(plain, probed, often, strict=True):
+        assert one.task_loss == other.task_loss == third.task_loss
+        assert one.added_loss == other.added_loss == third.added_loss
+        for name in ("load_LE", "bias_LE", "kept_load_LE"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+            assert np.array_equal(getattr(one, name), getattr(third, name))
+
+
+@pytest.mark.parametrize("recipe", [TINY, MTP], ids=["skills", "text"])
+def test_weights_after_probed_steps_are_the_same_bits(recipe):
+    states = []
+    for every in (0, 1):
+        engine, knobs = Engine(recipe, ADDING, TEXT), replace(ADDING, probe_every=every)
+        for _ in range(6):
+            engine.step(knobs)
+        states.append(weights(engine))
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+def test_a_probe_happens_every_so_many_steps():
+    shots = run(TINY, ADDING, 9)
+    assert [shot.step for shot in shots if shot.interference != NOT_PROBED] == [4, 8]
+    assert all(math.isnan(shot.interference.router_ratio) for shot in run(TINY, replace(ADDING, probe_every=0), 9))
+
+
+def separate_gradients(recipe: Recipe, knobs: Knobs) -> tuple[Engine, dict[str, tuple[Tensor, Tensor]]]:
+    """By name, the gradients of the two losses in the first step, each by a backward pass of its own."""
+    engine = Engine(recipe, knobs, TEXT)
+    batch = engine.task.batch(engine._data)
+    found = []
+    for part in range(2):
+        predictions, routings, _ = engine.model(batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T)
+        losses = engine.task.loss(predictions, batch.targets), balance.added_loss(routings, knobs, 8)
+        losses[part].backward()
+        found.append(
+            {
+                name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+                for name, parameter in engine.model.named_parameters()
+            }
+        )
+        engine.model.zero_grad()
+    return engine, {name: (found[0][name], found[1][name]) for name in found[0]}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [TINY, replace(TINY, num_layers=3, shared_experts=1), replace(TINY, task="text", num_layers=2)],
+    ids=["skills", "three layers", "text"],
+)
+def test_interference_is_what_two_separate_backward_passes_say(recipe):
+    """Router: the centroids. Trunk: whatever else the added loss reaches, found by trying and not by a list."""
+    knobs = replace(ADDING, probe_every=1)
+    engine, gradients = separate_gradients(recipe, knobs)
+    seen = Engine(recipe, knobs, TEXT).step(knobs).interference
+    router = {name for name in gradients if name.endswith("centroids_Ed")}
+    trunk = {name for name, (_, added) in gradients.items() if added.any()} - router
+    for names, ratio, cosine in (
+        (router, seen.router_ratio, seen.router_cosine),
+        (trunk, seen.trunk_ratio, seen.trunk_cosine),
+    ):
+        if not names:
+            assert recipe == TINY
+            assert math.isnan(ratio)
+            assert math.isnan(cosine)
+            continue
+        task, added = (
+            torch.cat([gradients[name][part].flatten().double() for name in sorted(names)]) for part in (0, 1)
+        )
+        assert ratio == pytest.approx(float(added.norm() / task.norm()), rel=1e-4)
+        assert cosine == pytest.approx(float(added @ task / added.norm() / task.norm()), abs=1e-4)
+    listed = {
+        name for name, parameter in engine.model.named_parameters() if any(parameter is p for p in engine.model.trunk())
+    }
+    assert listed == trunk
+
+
+def test_when_nothing_is_added_the_ratio_is_exactly_zero_and_there_is_no_angle():
+    """Loss-free balancing by its name (L10)."""
+    for recipe in (TINY, replace(TINY, num_layers=2)):
+        seen = run(recipe, replace(SIGN, probe_every=2), 2)[-1].interference
+        assert seen.router_ratio == 0.0
+        assert math.isnan(seen.router_cosine)
+        assert math.isnan(seen.trunk_ratio) if recipe == TINY else seen.trunk_ratio == 0.0
+
+
+def test_interference_is_in_proportion_to_alpha_at_the_same_weights():
+    ratios = [
+        run(replace(TINY, num_layers=2), Knobs(alpha=alpha, probe_every=1), 1)[0].interference
+        for alpha in (0.01, 0.1, 1.0, 10.0)
+    ]
+    for less, more in itertools.pairwise(ratios):
+        assert more.router_ratio / less.router_ratio == pytest.approx(10, rel=1e-3)
+        assert more.trunk_ratio / less.trunk_ratio == pytest.approx(10, rel=1e-3)
+        assert more.router_cosine == pytest.approx(less.router_cosine, abs=1e-3)
+
+
+# --- tokens further ahead --------------------------------------------------------------------------------------------
+
+
+def test_looking_ahead_pairs_each_position_with_the_token_so_far_ahead():
+    """Depth k at position i sees its hidden state and token i + k, and is judged by token i + 1 + k (eq. 21-25)."""
+    torch.manual_seed(0)
+    N, S, d = 16, 8, 8
+    model = ToyMoE(MTP, 256)
+    text, hidden = torch.randint(0, 256, (S * N,)), torch.randn(S * N, d)
+    with torch.no_grad():
+        predictions = model.look_ahead(text, hidden)
+        assert [len(part) for part in predictions] == [S * (N - 1), S * (N - 2)]
+        for sequence in range(S):
+            before = {i: hidden[sequence * N + i] for i in range(N)}
+            for depth, module in enumerate(model.further_ahead, start=1):
+                merged = []
+                for i in range(N - depth):
+                    token = model.embedding.weight[text[sequence * N + i + depth]]
+                    pair = torch.cat((rms_norm(before[i]), rms_norm(token)))
+                    merged.append(module.merge.weight @ pair)
+                attended = alone(module.attention, torch.stack(merged))
+                after = attended + torch.stack(
+                    [spoken_expert(rms_norm(x), module.w_in, module.w_out) for x in attended]
+                )
+                before = dict(enumerate(after))
+                ours = predictions[depth - 1].view(S, N - depth, 256)[sequence]
+                torch.testing.assert_close(ours, model.head(rms_norm(after)), rtol=1e-4, atol=1e-5)
+
+
+def alone(attention: torch.nn.Module, x_Nd: Tensor) -> Tensor:
+    """One sequence through an attention of four heads, position by position."""
+    N, d = x_Nd.shape
+    q, k, v = (rms_norm(x_Nd) @ attention.qkv.weight.t()).chunk(3, dim=-1)
+    mixed = torch.zeros(N, d)
+    for head in range(4):
+        part = slice(head * d // 4, (head + 1) * d // 4)
+        for i in range(N):
+            weight = torch.softmax(k[: i + 1, part] @ q[i, part] / (d // 4) ** 0.5, dim=0)
+            mixed[i, part] = weight @ v[: i + 1, part]
+    return x_Nd + mixed @ attention.out.weight.t()
+
+
+def test_the_loss_on_tokens_further_ahead_is_a_mean_over_positions_that_have_a_target():
+    engine = Engine(MTP, Knobs(), TEXT)
+    batch = engine.task.held_out
+    shot = engine.observe()
+    window = [
+        [*inputs, targets[-1]]
+        for inputs, targets in zip(batch.inputs.view(8, 16).tolist(), batch.targets.view(8, 16).tolist(), strict=True)
+    ]
+    with torch.no_grad():
+        hidden, _, _ = engine.model.hidden(batch.inputs, engine.bias_LE, Knobs())
+        predictions = engine.model.look_ahead(batch.inputs, hidden)
+    losses = []
+    for depth in (1, 2):
+        logits = predictions[depth - 1].view(8, 16 - depth, 256)
+        surprise = [
+            -float(logits[sequence, i].log_softmax(-1)[window[sequence][i + 1 + depth]])
+            for sequence in range(8)
+            for i in range(16)
+            if i + 1 + depth < len(window[sequence])
+        ]
+        losses.append(sum(surprise) / len(surprise))
+    assert shot.mtp_loss == pytest.approx(sum(losses) / 2, rel=1e-5)
+    assert shot.task_loss == shot.eval_loss
+    assert shot.added_loss == 0
+
+
+def test_looking_ahead_adds_weight_times_its_mean_loss_to_what_is_trained():
+    """lambda / D times the sum over depths; the task's and the balance loss are told as without it."""
+    knobs = Knobs(alpha=0.5, mtp_weight=0.7)
+    engine, plain = Engine(MTP, knobs, TEXT), Engine(replace(MTP, mtp_depth=0), knobs, TEXT)
+    batch = engine.task.batch(torch.Generator().manual_seed(0))
+    hidden, routings, _ = engine.model.hidden(batch.inputs, engine.bias_LE, knobs)
+    further = engine.model.look_ahead(batch.inputs, hidden)
+    targets = batch.targets.view(8, 16)
+    by_depth = [torch.nn.functional.cross_entropy(p, targets[:, k:].flatten()) for k, p in enumerate(further, 1)]
+    task = torch.nn.functional.cross_entropy(engine.model.predict(hidden), batch.targets)
+    whole = task + balance.added_loss(routings, knobs, 8) + 0.7 / 2 * sum(by_depth)
+    expected = torch.autograd.grad(whole, list(engine.model.parameters()))
+    seen = {}
+    engine.task.batch = plain.task.batch = lambda generator: batch
+    engine.optimizer.step = lambda: seen.update({p: p.grad.clone() for p in engine.model.parameters()})
+    shot, without = engine.step(knobs), plain.step(knobs)
+    for parameter, gradient in zip(engine.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(seen[parameter], gradient, rtol=1e-4, atol=1e-7)
+    assert shot.mtp_loss == pytest.approx(float(sum(by_depth).detach()) / 2, rel=1e-5)
+    assert (shot.task_loss, shot.added_loss) == (without.task_loss, without.added_loss)
+    assert math.isnan(without.mtp_loss)
+
+
+def test_looking_ahead_with_weight_zero_trains_the_model_as_without():
+    """Same first weights, same data, same loads: it has nothing to do with balance. With a weight it does change."""
+    weightless, plain, weighty = (
+        run(replace(MTP, mtp_depth=depth), replace(SIGN, mtp_weight=weight), 8)
+        for depth, weight in ((2, 0.0), (0, 0.3), (2, 0.3))
+    )
+    for one, other in zip(weightless, plain, strict=True):
+        assert one.task_loss == other.task_loss
+        assert np.array_equal(one.load_LE, other.load_LE)
+    assert weighty[0].task_loss == plain[0].task_loss
+    assert differ(weighty[-1], plain[-1])
+
+
+def test_tokens_further_ahead_are_learned_and_have_no_loads_of_their_own():
+    recipe = replace(MTP, d_model=16, mtp_depth=1)
+    shots = run(recipe, replace(SIGN, learning_rate=0.01), 75)
+    assert shots[0].mtp_loss == pytest.approx(math.log(256), rel=0.1)
+    assert shots[-1].mtp_loss < 3
+    assert shots[-1].load_LE.shape == (2, 8)
+
+
+def test_on_skills_nothing_looks_ahead():
+    shot = run(replace(TINY, mtp_depth=2), Knobs(), 1)[0]
+    assert math.isnan(shot.mtp_loss)
+    assert shot.task_loss == run(TINY, Knobs(), 1)[0].task_loss
+
+
+def test_a_sequence_too_short_for_a_depth_leaves_that_depth_out():
+    shots = run(replace(MTP, sequence_length=2, mtp_depth=2), Knobs(), 2)
+    alone = run(replace(MTP, sequence_length=2, mtp_depth=1), Knobs(), 1)
+    assert shots[0].mtp_loss == pytest.approx(alone[0].mtp_loss, rel=0.05)
+    assert math.isfinite(shots[1].mtp_loss)
+
+
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
@@ -491,7 +885,7 @@ def test_a_text_is_learned():
 
 def test_the_loss_that_is_trained_on_is_task_plus_added():
     """Very strong balancing must move the router while the task's own share of the gradient stays."""
-    knobs = Knobs(aux_loss="batch", alpha=100.0)
+    knobs = Knobs(alpha=100.0)
     engine, plain = Engine(TINY, knobs), Engine(TINY, Knobs())
     shot = engine.step(knobs)
     assert shot.added_loss == pytest.approx(100, rel=0.05)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from moeviz import experts
+from moeviz.config import Knobs
 from moeviz.experts import grouped_mm_works, mix, mix_by_loop
+from moeviz.routing import route
 
 needs_grouped_product = pytest.mark.skipif(
     not grouped_mm_works("cpu"), reason="this torch has no float32 grouped product on the CPU"
@@ -46,7 +48,7 @@ def test_the_grouped_product_equals_the_loop_in_output_and_every_gradient(patter
     x_Td, gates_TK, w_in, w_out = leaves
     load_E = torch.bincount(chosen_TK.flatten(), minlength=E)
     weight_Td = torch.randn(T, d, generator=torch.Generator().manual_seed(3))
-    fast = mix(x_Td, chosen_TK, gates_TK, load_E, w_in, w_out)
+    fast = mix(x_Td, chosen_TK, gates_TK, w_in, w_out)
     fast_gradients = torch.autograd.grad((fast * weight_Td).sum(), leaves)
     slow = mix_by_loop(x_Td, chosen_TK, gates_TK, w_in, w_out)
     slow_gradients = torch.autograd.grad((slow * weight_Td).sum(), leaves)
@@ -63,11 +65,10 @@ def test_the_grouped_product_equals_the_loop_in_output_and_every_gradient(patter
 @needs_grouped_product
 def test_the_same_input_gives_the_same_bits():
     chosen_TK = choices("random", 64, 8, 3)
-    load_E = torch.bincount(chosen_TK.flatten(), minlength=8)
     x_Td, gates_TK, w_in, w_out = leaves = inputs(64, 8, 16, 16, chosen_TK)
     results = []
     for _ in range(3):
-        out = mix(x_Td, chosen_TK, gates_TK, load_E, w_in, w_out)
+        out = mix(x_Td, chosen_TK, gates_TK, w_in, w_out)
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     for result in results[1:]:
         for one, other in zip(results[0], result, strict=True):
@@ -78,8 +79,39 @@ def test_without_a_grouped_product_the_loop_takes_its_place(monkeypatch):
     chosen_TK = choices("random", 20, 4, 2)
     x_Td, gates_TK, w_in, w_out = inputs(20, 4, 8, 8, chosen_TK)
     monkeypatch.setattr(experts, "grouped_mm_works", lambda device_type: False)
-    out = mix(x_Td, chosen_TK, gates_TK, torch.bincount(chosen_TK.flatten(), minlength=4), w_in, w_out)
+    out = mix(x_Td, chosen_TK, gates_TK, w_in, w_out)
     assert torch.equal(out, mix_by_loop(x_Td, chosen_TK, gates_TK, w_in, w_out))
+
+
+@pytest.mark.parametrize("grouped", [pytest.param(True, marks=needs_grouped_product), False])
+def test_padding_of_expert_choice_changes_no_output_and_no_gradient(grouped, monkeypatch):
+    """A token may have any number of experts; the rest is padding: a repeated expert with gate 0."""
+    if not grouped:
+        monkeypatch.setattr(experts, "grouped_mm_works", lambda device_type: False)
+    knobs = Knobs(router="expert_choice", top_k=2)
+    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    routing = route(logits, torch.zeros(6), knobs)
+    assert not routing.valid_TK.all()
+    x_Td, _, w_in, w_out = inputs(20, 6, 8, 8, routing.chosen_TK)
+    gates_TK = routing.gates_TK.requires_grad_()
+    leaves = (x_Td, gates_TK, w_in, w_out)
+    padded = mix(x_Td, routing.chosen_TK, gates_TK, w_in, w_out)
+    without = torch.zeros(20, 8)
+    for token in range(20):
+        mine = routing.valid_TK[token]
+        alone = mix_by_loop(
+            x_Td[token : token + 1],
+            routing.chosen_TK[token : token + 1, mine],
+            gates_TK[token : token + 1, mine],
+            w_in,
+            w_out,
+        )
+        without = without.index_add(0, torch.tensor([token]), alone)
+    torch.testing.assert_close(padded, without, rtol=1e-4, atol=1e-5)
+    ours, theirs = (torch.autograd.grad(out.cos().sum(), leaves) for out in (padded, without))
+    for leaf, one, other in zip(leaves, ours, theirs, strict=True):
+        valid = routing.valid_TK if leaf is gates_TK else torch.ones_like(leaf, dtype=torch.bool)
+        torch.testing.assert_close(one[valid], other[valid], rtol=1e-4, atol=1e-5)
 
 
 # --- the loop itself -------------------------------------------------------------------------------------------------

@@ -39,6 +39,26 @@ def test_a_link_may_use_the_words_of_the_page_or_the_names_of_the_settings():
     assert words == names == (Recipe(), Knobs(bias_rule="sign"), [])
 
 
+@pytest.mark.parametrize("order", [("balancing", "alpha"), ("alpha", "balancing")])
+@pytest.mark.parametrize("nonsense", [{}, {"u": "x"}])
+def test_a_single_setting_changes_a_named_balancing_wherever_it_stands(order, nonsense):
+    text = {"balancing": "Auxiliary loss", "alpha": "3"}
+    _, knobs, notices = fields.from_link({name: text[name] for name in order} | nonsense)
+    assert (knobs, len(notices)) == (Knobs(alpha=3.0), len(nonsense))
+
+
+def test_an_address_holds_single_settings_and_no_balancing():
+    knobs = Knobs(bias_rule="sign", alpha_sequence=1e-4)
+    assert fields.to_link(Recipe(), knobs) == {"bias_rule": "Sign (DeepSeek-V3)", "alpha_sequence": "0.0001"}
+
+
+def test_any_mixture_of_rule_router_and_losses_can_be_shared():
+    knobs = Knobs(
+        router="expert_choice", gating="sqrtsoftplus", bias_rule="momentum", alpha=0.1, alpha_z=1e-4, freeze_after=90
+    )
+    assert fields.from_link(fields.to_link(Recipe(), knobs)) == (Recipe(), knobs, [])
+
+
 def test_settings_that_only_fit_together_are_taken_together():
     recipe, _, notices = fields.from_link({"tokens_per_step": "100", "sequence_length": "50"})
     assert (recipe.tokens_per_step, recipe.sequence_length, notices) == (100, 50, [])
@@ -52,7 +72,7 @@ def test_the_text_task_brings_its_own_sizes():
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        ({"gating": "foo"}, "gating=foo is not a choice. Choose softmax or sigmoid."),
+        ({"gating": "foo"}, "gating=foo is not a choice. Choose softmax, sigmoid or sqrtsoftplus."),
         ({"u": "fast"}, "u=fast is not a number."),
         ({"u": "7"}, "u=7 is outside 0 to 1."),
         ({"u": "0.0042"}, "u=0.0042 lies between the slider's stops: 0.005 is used here."),
@@ -62,7 +82,9 @@ def test_the_text_task_brings_its_own_sizes():
         ({"tokens_per_step": "1000"}, "tokens_per_step=1000 cannot be cut into sequences of 32. Try 992 or 1024."),
         ({"preset": "gpt5"}, "There is no preset called 'gpt5'."),
         ({"balancing": "magic"}, "balancing=magic is not a known strategy."),
-        ({"bias_rule": "sign", "aux_loss": "batch"}, "is not on this page's menu"),
+        ({"bias_rule": "sign", "aux_loss": "batch"}, "There is no setting called 'aux_loss'."),
+        ({"router": "magic"}, "router=magic is not a choice. Choose top_k, expert_choice or hash."),
+        ({"alpha_device": "0.1", "num_experts": "10"}, "10 experts cannot be shared equally by 4 devices."),
         ({"to_k": "3"}, "There is no setting called 'to_k'. Did you mean top_k"),
         ({"seed": "1e99"}, "seed=1e99 is not a whole number."),
     ],
@@ -83,7 +105,7 @@ texts = st.one_of(
     st.text(max_size=8),
     st.integers(-10, 300).map(str),
     st.floats().map(str),
-    st.sampled_from(["none", "sign", "text", "softmax", "true", "", "NaN", "1e400", "٣"]),
+    st.sampled_from(["none", "sign", "quantile", "hash", "text", "softmax", "true", "", "NaN", "1e400", "٣"]),
 )
 
 

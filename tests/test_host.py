@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host import Host, Run
-from moeviz.host.block import ring_capacity
+from moeviz.host.block import TRUTH_BYTES, Block, block_size, ring_capacity
 from moeviz.host.worker import Job, choose
 from moeviz.snapshot import record_dtype
+from moeviz.ui import controls, hosting, session
 from tests import stand_in_engine as stand_in
 
 ENGINE = stand_in.__name__
@@ -275,6 +278,67 @@ def test_ring_capacity_follows_memory() -> None:
     assert 3.9e6 < ring_capacity(2, 64) * record_dtype(2, 64).itemsize <= 4e6
 
 
+# Identities
+
+
+def test_identities_are_published_when_the_engine_has_checked_them(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    wait_until(lambda: run.state().status == "ready")
+    assert run.truth() == (0, [])
+    run_to(run, stand_in.TRUTH_EVERY - 1)
+    assert run.truth() == (0, [])
+    run_to(run, stand_in.TRUTH_EVERY)
+    serial, identities = run.truth()
+    assert (serial, len(identities)) == (1, 8)
+    expected = {"name": "E1", "sentence": "Steps are counted.", "source": "ours", "holds": False, "numbers": "5"}
+    assert identities[0] == expected
+    run_to(run, 3 * stand_in.TRUTH_EVERY + 1)
+    serial, identities = run.truth()
+    assert (serial, identities[0]["numbers"]) == (3, "15")
+    run.reset()
+    assert run.truth() == (0, [])
+
+
+def test_a_reader_never_sees_a_text_half_written() -> None:
+    memory = mmap.mmap(-1, block_size(1, 2))
+    writer, reader = Block(memory, 1, 2), Block(memory, 1, 2)
+    texts = [[{"name": letter * length}] for letter, length in (("a", 1), ("b", 3000), ("c", 7000), ("ü", 4000))]
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(5_000):
+            writer.tell_truth(texts[number % len(texts)])
+            time.sleep(0)  # give way: a reader needs a moment in which nothing is written
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    last = looks = 0
+    while not done.is_set():
+        serial, identities = reader.truth()
+        if serial:
+            assert identities == texts[(serial - 1) % len(texts)]
+            assert serial >= last
+            last, looks = serial, looks + 1
+    thread.join()
+    assert reader.truth() == (5_000, texts[-1])
+    assert looks > 20
+
+
+def test_a_text_whose_writer_died_is_not_believed() -> None:
+    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2)
+    block.tell_truth([{"name": "E1"}])
+    block._truth["text"][0, 3] += 1
+    assert block.truth() == (0, [])
+
+
+def test_a_text_that_does_not_fit_is_an_error() -> None:
+    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2)
+    with pytest.raises(ValueError, match="do not fit"):
+        block.tell_truth([{"name": "x" * TRUTH_BYTES}])
+    assert block.truth() == (0, [])
+
+
 # Sharing
 
 
@@ -385,6 +449,124 @@ def test_a_diverged_run_keeps_its_history_and_can_be_reset(new_run: Callable[...
     run.set_knobs(QUICK)
     run.reset()
     run_to(run, 10)
+
+
+def diverged(run: Run, step: int) -> None:
+    """Train to a step and then with a learning rate that the stand-in engine refuses to survive."""
+    run_to(run, step)
+    run.set_knobs(replace(QUICK, learning_rate=stand_in.DIVERGING))
+    run.play()
+    wait_until(lambda: run.state().status == "failed")
+
+
+def test_a_diverged_run_goes_on_from_its_last_good_step(new_run: Callable[..., Run]) -> None:
+    run, unharmed = new_run(Recipe(seed=7)), new_run(Recipe(seed=7))
+    diverged(run, 10)
+    assert run.state().can_go_on is True
+    epoch = run.state().epoch
+    run.set_knobs(QUICK)
+    run.go_on()
+    now = run.state()  # at once, before the worker has heard of it
+    assert (now.status, now.message, now.playing, now.step, now.can_go_on) == ("ready", "", False, 10, False)
+    rows = run_to(run, 20)
+    assert rows["step"].tolist() == list(range(21))
+    assert run.state().epoch == epoch
+    assert (rows["load"] == run_to(unharmed, 20)["load"]).all()
+
+
+def test_going_on_waits_for_a_command_to_play(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    diverged(run, 5)
+    run.play()  # in vain while it is failed, and not remembered
+    run.set_knobs(QUICK)
+    run.go_on()
+    wait_until(lambda: run.state() == run.state() and run._asked.block.told().status == "ready")
+    assert still(run)
+    assert run.state().step == 5
+
+
+def test_going_on_unchanged_fails_again_and_may_be_tried_again(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    diverged(run, 5)
+    for _ in range(2):
+        run.go_on()
+        run.play()
+        assert run.state().playing is True
+        wait_until(lambda: run.state().status == "failed")
+        assert run.state().can_go_on is True
+        run.pause()
+        assert run.state().status == "failed"  # an old command to go on hides no new failure
+    run.set_knobs(QUICK)
+    run.go_on()
+    run_to(run, 8)
+
+
+def test_the_page_offers_to_go_on_after_a_divergence(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (hosting, session, controls):
+        monkeypatch.setattr(module, "host", lambda: host, raising=False)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
+    run = host.get(at.session_state["moeviz"].token)
+    run_to(run, 10)
+    at.select_slider(key="learning_rate").set_value(stand_in.DIVERGING).run()
+    run.play()
+    wait_until(lambda: run.state().status == "failed")
+    at.run()
+    assert [error.value for error in at.error] == ["The loss is not a number any more. Lower the learning rate."]
+    assert [button.label for button in at.button if button.key in ("go_on", "restart")] == [
+        "Go on from the last good step",
+        "Restart from step 0",
+    ]
+    at.select_slider(key="learning_rate").set_value(0.003).run()
+    at.button(key="go_on").click().run()
+    assert not at.exception
+    assert not at.error
+    assert {button.key for button in at.button}.isdisjoint({"go_on", "restart"})
+    assert (run.state().status, run.state().step) == ("ready", 10)
+    at.button(key="run_pause").click().run()
+    wait_until(lambda: run.state().step > 12)
+    run.close()
+
+
+def test_the_page_offers_only_a_restart_where_nothing_can_go_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (hosting, session, controls):
+        monkeypatch.setattr(module, "host", lambda: host, raising=False)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["seed"] = str(stand_in.REFUSED_SEED)
+    at.run()
+    run = host.get(at.session_state["moeviz"].token)
+    wait_until(lambda: run.state().status == "failed")
+    at.run()
+    assert [button.key for button in at.button if button.key in ("go_on", "restart")] == ["restart"]
+    run.close()
+
+
+def test_only_a_diverged_run_can_go_on(new_run: Callable[..., Run]) -> None:
+    refused, broken, healthy = new_run(Recipe(seed=stand_in.REFUSED_SEED)), new_run(), new_run()
+    broken.set_knobs(replace(QUICK, route_scale=stand_in.BROKEN))
+    broken.play()
+    for run in (refused, broken):
+        wait_until(lambda run=run: run.state().status == "failed")
+        assert run.state().can_go_on is False
+        run.go_on()
+        assert run.state().status == "failed"
+    run_to(healthy, 5)
+    healthy.play()
+    healthy.go_on()  # says nothing to a run that does not need it
+    assert healthy.state().playing is True
+
+
+def test_a_lost_run_cannot_go_on() -> None:
+    host = Host(1, engine=ENGINE)
+    try:
+        run = host.create(Recipe(), QUICK)
+        diverged(run, 3)
+        os.kill(host.process_ids[0], signal.SIGKILL)
+        wait_until(lambda: run.state().status == "lost")
+        assert run.state().can_go_on is False
+        run.go_on()
+        assert run.state().status == "lost"
+    finally:
+        host.shutdown()
 
 
 def test_a_fault_in_the_program_stops_one_run_only(new_run: Callable[..., Run], host: Host) -> None:

@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own floor and the floors below. A package speaks for the modules in it.
 FLOORS = [
-    {"moeviz.config", "moeviz.snapshot"},
+    {"moeviz.strategies", "moeviz.config", "moeviz.snapshot"},
     {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts", "moeviz.presets"},
-    {"moeviz.model", "moeviz.tasks", "moeviz.export"},
+    {"moeviz.params", "moeviz.forks"},
+    {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export"},
     {"moeviz.engine"},
     {"moeviz.host", "moeviz.figures", "moeviz.live", "moeviz.lessons"},
     {"moeviz.cli", "moeviz.ui"},
@@ -41,11 +42,12 @@ STRANGERS = [
     ("moeviz.cli", "moeviz.ui"),
     ("moeviz.ui", "moeviz.cli"),
 ]
-ENGINE_SIDE = ("routing", "capacity", "balance", "experts", "model", "tasks", "engine")
+ENGINE_SIDE = ("routing", "capacity", "balance", "experts", "model", "probe", "truth", "tasks", "engine")
 MAY_IMPORT = {
     "torch": tuple(f"moeviz.{name}" for name in (*ENGINE_SIDE, "host.worker", "cli")),
     "plotly": ("moeviz.figures", "moeviz.live"),
     "streamlit": ("moeviz.ui", "moeviz.live.component", "moeviz.live.routes", "pages", "app"),
+    "transformers": (),
     "hypothesis": (),
     "pytest": (),
     "tests": (),
@@ -194,3 +196,14 @@ def test_settings_snapshots_and_the_wire_format_load_neither_torch_nor_streamlit
     )
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_package_offers_what_a_notebook_needs_and_loads_torch_only_when_asked():
+    script = (
+        "import sys, moeviz; assert not {'torch', 'numpy', 'streamlit'} & set(sys.modules);"
+        "from moeviz import Knobs, presets; assert 'torch' not in sys.modules;"
+        "from moeviz import balance, Engine, Recipe, Routing, Snapshot, affinity, max_vio, route, sign_rule;"
+        "assert all(getattr(moeviz, name) is not None for name in moeviz.__all__);"
+        "assert set(moeviz.__all__) <= set(dir(moeviz)); assert not hasattr(moeviz, 'no_such_thing')"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -74,7 +74,7 @@ class FakeRun:
     version = 1
 
     def __init__(self):
-        self.touched = 0
+        self.touched, self.checked = 0, False
         self.history = History(1, 4, 16)
         self.history._rows["step"][:3] = [0, 1, 2]
         self.history._rows["load"][:3] = 5
@@ -89,6 +89,9 @@ class FakeRun:
 
     def records_since(self, epoch, step, limit):
         return self.history.since(step if epoch == self.history.epoch else -1, limit)
+
+    def truth(self):
+        return (3, [{"name": "E1", "holds": True}]) if self.checked else (0, [])
 
     def labels_since(self, version):
         return [(number, label) for number, label in [(1, "u 0.003 → 0.1")] if number > version]
@@ -158,6 +161,16 @@ def test_an_up_to_date_browser_gets_only_what_is_new():
     assert "knobs" not in header
 
 
+def test_identities_travel_only_when_they_are_newer():
+    host = FakeHost()
+    assert "truth" not in pull("epoch=0&after=2&version=1", host)[0]
+    host.run.checked = True
+    told = {"serial": 3, "identities": [{"name": "E1", "holds": True}]}
+    assert pull("epoch=0&after=2&version=1&truth=2", host)[0]["truth"] == told
+    assert "truth" not in pull("epoch=0&after=2&version=1&truth=3", host)[0]
+    assert pull("epoch=5&after=2&version=1&truth=9", host)[0]["truth"] == told, "numbers of another beginning"
+
+
 def test_another_beginning_is_sent_whole():
     header, arrays = pull("epoch=5&after=2&version=1")
     assert arrays["step"].ravel().tolist() == [0, 1, 2]
@@ -176,7 +189,7 @@ def test_an_unknown_token_is_a_sentence():
     assert json.loads(body)["error"] == "This run was released because nobody was watching it."
 
 
-@pytest.mark.parametrize("query", ["after=x", "epoch=1.5", "version=", "after=-2", "after=" + "9" * 5000])
+@pytest.mark.parametrize("query", ["after=x", "epoch=1.5", "version=", "truth=yes", "after=-2", "after=" + "9" * 5000])
 def test_a_bad_number_is_refused_in_a_sentence(query):
     status, _, body = get("/moeviz/run/known", query)
     assert status == 400

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeviz.metrics import dead_experts, fair_router, fan_out, max_vio
+from moeviz.metrics import (
+    dead_experts,
+    fair_router,
+    fan_out,
+    interference,
+    joint_counts,
+    max_vio,
+    max_vio_global,
+    mean_and_worst,
+    mutual_information,
+    relative_load,
+    specialisation,
+    straggler,
+)
 
 LOADS = st.lists(st.integers(0, 2000), min_size=2, max_size=40)
 
@@ -48,6 +63,201 @@ def test_fan_out_is_the_mean_number_of_groups_a_token_touches(groups, size, toke
     chosen = np.array([generator.choice(experts, top_k, replace=False) for _ in range(tokens)])
     touched = [len({expert // size for expert in token}) for token in chosen.tolist()]
     assert fan_out(chosen, experts, groups) == pytest.approx(sum(touched) / tokens)
+
+
+# --- over batches and layers -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 500)] * 4), min_size=1, max_size=12))
+def test_global_max_vio_is_that_of_the_summed_load(batches):
+    total = [sum(column) for column in zip(*batches, strict=True)]
+    mean = sum(total) / 4
+    expected = (max(total) - mean) / mean if mean else 0.0
+    assert max_vio_global(np.array(batches)[:, None]).tolist() == [pytest.approx(expected)]
+
+
+def test_global_max_vio_counts_past_sixteen_bits():
+    """As a history keeps loads."""
+    loads = np.full((9, 1, 2), 8192, dtype=np.uint16)
+    loads[:, 0, 1] = 4096
+    assert max_vio_global(loads).tolist() == pytest.approx([1 / 3])
+
+
+@given(st.integers(2, 8), st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_batches_of_one_size_are_globally_no_less_balanced_than_one_by_one(experts, batches, seed):
+    """What one batch lacks another may have."""
+    loads = np.random.default_rng(seed).multinomial(100, np.ones(experts) / experts, size=(batches, 2))
+    assert (max_vio_global(loads) <= max_vio(loads).mean(0) + 1e-12).all()
+
+
+def test_layers_are_told_by_their_mean_and_their_worst():
+    assert mean_and_worst(np.array([1.0, 5.0, math.nan, 3.0])) == (3.0, 5.0)
+    assert all(math.isnan(value) for value in mean_and_worst(np.array([math.nan])))
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.data())
+def test_the_straggler_is_the_busiest_device_over_the_mean(devices, size, data):
+    """And E4: no slower than the busiest expert would make it, were it a device."""
+    load = data.draw(st.lists(st.integers(0, 900), min_size=devices * size, max_size=devices * size))
+    work = [sum(load[device * size : device * size + size]) for device in range(devices)]
+    expected = max(work) / (sum(work) / devices) if sum(work) else 1.0
+    factor = float(straggler(np.array(load), devices))
+    assert factor == pytest.approx(expected, rel=1e-12)
+    assert 1 <= factor <= 1 + float(max_vio(np.array(load))) + 1e-12
+    assert factor <= devices + 1e-12
+
+
+def test_devices_hold_contiguous_blocks_and_each_layer_has_a_straggler_of_its_own():
+    assert straggler(np.array([[4, 4, 0, 0], [4, 0, 4, 0], [0, 0, 0, 0]]), 2).tolist() == [2.0, 1.0, 1.0]
+
+
+def test_experts_that_cannot_be_shared_equally_have_no_straggler():
+    assert np.isnan(straggler(np.ones((3, 10)), 4)).all()
+    assert straggler(np.ones((3, 10)), 4).shape == (3,)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_what_a_full_device_drops_is_bounded_by_the_straggler(seed, tokens):
+    """E4 at device level: (factor - 1) / D <= dropped share at capacity factor 1 <= 1 - 1 / factor."""
+    load = np.random.default_rng(seed).multinomial(tokens * 12, np.random.default_rng(seed).dirichlet(np.ones(8)))
+    work = load.reshape(4, 2).sum(-1)
+    dropped = np.maximum(work - tokens * 12 / 4, 0).sum() / (tokens * 12)
+    factor = float(straggler(load, 4))
+    assert (factor - 1) / 4 - 1e-12 <= dropped <= 1 - 1 / factor + 1e-12
+
+
+# --- domains ---------------------------------------------------------------------------------------------------------
+
+JOINTS = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**32 - 1), st.floats(0.05, 5)).map(
+    lambda drawn: np.random.default_rng(drawn[2]).poisson(drawn[3], drawn[:2]) + np.eye(*drawn[:2], dtype=int)
+)
+
+
+def spoken_entropy(counts) -> float:
+    total = sum(counts)
+    return -sum(count / total * math.log(count / total) for count in counts if count)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**32 - 1), st.data())
+def test_pairs_are_counted_by_expert_and_domain(experts, domains, tokens, seed, data):
+    top_k = data.draw(st.integers(1, experts))
+    draw = np.random.default_rng(seed)
+    chosen = np.array([draw.choice(experts, top_k, replace=False) for _ in range(tokens)])
+    domain, valid = draw.integers(0, domains, tokens), draw.random((tokens, top_k)) < 0.7
+    for mask in (None, valid):
+        counted = joint_counts(chosen, domain, experts, domains, mask)
+        spoken = Counter(
+            (int(chosen[token, slot]), int(domain[token]))
+            for token in range(tokens)
+            for slot in range(top_k)
+            if mask is None or mask[token, slot]
+        )
+        assert counted.tolist() == [[spoken[expert, kind] for kind in range(domains)] for expert in range(experts)]
+
+
+@given(JOINTS)
+def test_mutual_information_is_what_knowing_the_expert_takes_off_the_doubt_about_the_domain(joint):
+    """H(domain) - H(domain | expert), and the same the other way round; at most the smaller entropy."""
+    total = joint.sum()
+    doubt = spoken_entropy(joint.sum(0).tolist())
+    left = sum(row.sum() / total * spoken_entropy(row.tolist()) for row in joint if row.sum())
+    information = float(mutual_information(joint))
+    assert information == pytest.approx(doubt - left, abs=1e-9)
+    assert information == pytest.approx(float(mutual_information(joint.T)), abs=1e-9)
+    assert 0 <= information <= min(doubt, spoken_entropy(joint.sum(1).tolist())) + 1e-9
+    assert information == pytest.approx(float(mutual_information(7 * joint)), abs=1e-9)
+    if doubt > 1e-12:
+        assert float(specialisation(joint)) == pytest.approx(information / doubt, abs=1e-9)
+        assert 0 <= float(specialisation(joint)) <= 1
+    else:
+        assert math.isnan(float(specialisation(joint)))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.lists(st.integers(1, 40), min_size=2, max_size=9))
+def test_independent_experts_tell_nothing(experts, domains):
+    experts[0] += 1
+    joint = np.outer(experts, domains)
+    assert float(mutual_information(joint)) == pytest.approx(0, abs=1e-12)
+    assert float(specialisation(joint)) == pytest.approx(0, abs=1e-12)
+
+
+def test_an_expert_for_each_domain_tells_everything_and_so_do_two():
+    assert float(specialisation(np.diag([3, 1, 9]))) == pytest.approx(1)
+    assert float(specialisation(np.array([[5, 0], [2, 0], [0, 1]]))) == pytest.approx(1)
+    assert float(mutual_information(np.diag([5, 5, 5, 5]))) == pytest.approx(math.log(4))
+
+
+def test_a_collapsed_router_is_no_specialist_although_its_second_expert_has_one_domain_only():
+    joint = np.array([[99, 100], [1, 0]])
+    assert float(specialisation(joint)) < 0.01
+    assert float(mutual_information(joint)) / spoken_entropy([199, 1]) > 0.1  # the other normalisation
+
+
+def test_each_layer_has_a_specialisation_of_its_own_and_nothing_tells_nothing():
+    joint = np.array([[[4, 0], [0, 4]], [[2, 2], [2, 2]], [[3, 0], [5, 0]], [[0, 0], [0, 0]]])
+    np.testing.assert_allclose(specialisation(joint), [1, 0, math.nan, math.nan], atol=1e-12)
+
+
+def test_by_chance_alone_information_lies_above_zero_as_far_as_is_said():
+    draw, experts, domains, pairs = np.random.default_rng(0), 6, 5, 4000
+    found = [
+        float(mutual_information(draw.multinomial(pairs, np.ones(30) / 30).reshape(experts, domains)))
+        for _ in range(100)
+    ]
+    assert statistics.mean(found) == pytest.approx((experts - 1) * (domains - 1) / (2 * pairs), rel=0.1)
+
+
+@given(JOINTS)
+def test_relative_loads_of_a_domain_average_to_one(joint):
+    experts, domains = joint.shape
+    relative = relative_load(joint)
+    for domain in range(domains):
+        share = [joint[expert, domain] for expert in range(experts)]
+        if not sum(share):
+            assert np.isnan(relative[:, domain]).all()
+            continue
+        assert relative[:, domain].mean() == pytest.approx(1)
+        assert relative[:, domain].tolist() == pytest.approx([count / (sum(share) / experts) for count in share])
+
+
+# --- interference ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 50), st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_interference_is_a_ratio_of_lengths_and_the_cosine_between_them(size, seed, factor):
+    draw = np.random.default_rng(seed)
+    added, task = (draw.normal(size=size).astype(np.float32) for _ in range(2))
+    ratio, cosine = interference(np.float32(factor) * added, task)
+    lengths = [math.sqrt(sum(float(x) ** 2 for x in vector)) for vector in (added, task)]
+    dot = sum(float(a) * float(t) for a, t in zip(added, task, strict=True))
+    assert ratio == pytest.approx(factor * lengths[0] / lengths[1], rel=1e-4)
+    assert cosine == pytest.approx(dot / lengths[0] / lengths[1], abs=1e-4)
+
+
+def test_gradients_that_agree_oppose_or_have_nothing_to_do_with_each_other():
+    right, up = np.array([2.0, 0.0], np.float32), np.array([0.0, 5.0], np.float32)
+    assert interference(right, right) == (1.0, 1.0)
+    assert interference(3 * right, -right) == (3.0, -1.0)
+    assert interference(right, up) == (pytest.approx(0.4), 0.0)
+
+
+def test_without_a_gradient_there_is_no_angle():
+    zero, some, none = np.zeros(2), np.ones(2), np.zeros(0)
+    assert interference(zero, some)[0] == 0.0
+    assert interference(some, zero)[0] == math.inf
+    for added, task in ((zero, some), (some, zero), (zero, zero), (none, none)):
+        assert math.isnan(interference(added, task)[1])
+    assert math.isnan(interference(zero, zero)[0])
+    assert math.isnan(interference(none, none)[0])
+
+
+def test_lengths_past_the_square_root_of_the_largest_float_are_still_measured():
+    ratio, cosine = interference(np.array([3e30, 4e30], np.float32), np.array([5e-30, 0], np.float32))
+    assert ratio == pytest.approx(1e60)
+    assert cosine == pytest.approx(0.6)
 
 
 # --- the fair router -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moeviz import balance, metrics, presets, routing
-from moeviz.config import KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
+from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
 from moeviz.ui import fields, hosting, source
 
 APP = str(Path(__file__).parents[1] / "app.py")
@@ -52,7 +52,7 @@ def test_the_playground_offers_every_setting_with_its_default():
     at = open_page()
     assert not at.exception
     expected = fields.values_of(Recipe(), Knobs())
-    hidden = {"alpha", "capacity_factor"}  # shown with the strategies that use them
+    hidden = {"capacity_factor"}  # shown with the strategies that use it
     assert {name: at.session_state[name] for name in expected} == expected
     drawn = {element.key for element in (*at.selectbox, *at.select_slider, *at.number_input, *at.toggle)}
     drawn |= {element.key for element in at.get("button_group")}
@@ -62,7 +62,7 @@ def test_the_playground_offers_every_setting_with_its_default():
 def test_a_control_acts_on_the_run_that_is_there():
     at = open_page()
     run = run_of(at)
-    at.selectbox(key="balancing").select("loss_free").run()
+    at.selectbox(key="balancing_choice").select("loss_free").run()
     at.select_slider(key="u").set_value(0.1).run()
     assert run_of(at) is run
     assert run.knobs == Knobs(bias_rule="sign", u=0.1)
@@ -89,11 +89,88 @@ def test_the_preset_menu_names_what_is_really_set():
     assert at.selectbox(key="preset_choice").value == "custom"
 
 
-def test_alpha_and_capacity_are_offered_where_they_act():
+def test_capacity_is_offered_where_it_acts():
     at = open_page()
-    assert not {"alpha", "capacity_factor"} & {slider.key for slider in at.select_slider}
+    assert "capacity_factor" not in {slider.key for slider in at.select_slider}
     at.selectbox(key="preset_choice").select("deepseek_v2").run()
-    assert {"alpha", "capacity_factor"} <= {slider.key for slider in at.select_slider}
+    assert "capacity_factor" in {slider.key for slider in at.select_slider}
+
+
+def in_the_open(at):
+    """Keys of the sliders outside "More"."""
+    behind = {slider.key for slider in at.sidebar.expander[0].select_slider}
+    return [slider.key for slider in at.sidebar.select_slider if slider.key not in behind]
+
+
+def test_the_strength_of_a_loss_that_is_on_stands_in_the_open_and_of_any_other_under_more():
+    at = open_page()
+    assert in_the_open(at) == ["u"]
+    at.selectbox(key="balancing_choice").select("aux_loss").run()
+    assert in_the_open(at) == ["u", "alpha"]
+    at.select_slider(key="alpha_z").set_value(1e-4).run()
+    assert in_the_open(at) == ["u", "alpha", "alpha_z"]
+    at.select_slider(key="alpha").set_value(0.0).run()
+    assert in_the_open(at) == ["u", "alpha_z"]
+    assert run_of(at).knobs == Knobs(alpha_z=1e-4)
+    assert not at.exception
+
+
+@pytest.mark.parametrize("name", BALANCING)
+def test_a_balancing_sets_the_rule_and_all_losses_and_leaves_the_rest(name):
+    at = open_page(bias_rule="quantile", alpha_device="0.3", top_k="3", u="0.01")
+    assert at.selectbox(key="balancing_choice").value == "custom"
+    at.selectbox(key="balancing_choice").select(name).run()
+    assert not at.exception
+    assert run_of(at).knobs == Knobs(**BALANCING[name], top_k=3, u=0.01)
+    assert at.selectbox(key="balancing_choice").value == name
+    assert "custom" not in at.selectbox(key="balancing_choice").options
+    assert at.selectbox(key="bias_rule").value == BALANCING[name].get("bias_rule", "none")
+
+
+def test_the_balancing_menu_names_what_is_really_set():
+    at = open_page(balancing="Bias + sequence loss (V3)")
+    assert at.selectbox(key="balancing_choice").value == "deepseek_v3"
+    assert "balancing" not in at.query_params
+    at.select_slider(key="alpha_sequence").set_value(0.1).run()
+    assert at.selectbox(key="balancing_choice").value == "deepseek_v3", "whatever the strength"
+    at.selectbox(key="bias_rule").select("quantile").run()
+    assert at.selectbox(key="balancing_choice").value == "custom"
+    assert run_of(at).knobs == Knobs(bias_rule="quantile", alpha_sequence=0.1)
+    at.selectbox(key="bias_rule").select("none").run()
+    assert at.selectbox(key="balancing_choice").value == "sequence_loss"
+
+
+SWITCHED = ("bias_rule", "u", "damping", "freeze_after", "num_groups", "groups_kept", "group_score", "protected_share")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "enabled"),
+    [
+        ({}, {"bias_rule", "num_groups"}),
+        ({"bias_rule": "rms"}, {"bias_rule", "u", "freeze_after", "num_groups"}),
+        ({"bias_rule": "quantile"}, {"bias_rule", "damping", "freeze_after", "num_groups"}),
+        ({"num_groups": "4", "groups_kept": "2"}, {"bias_rule", "num_groups", "groups_kept", "group_score"}),
+        ({"num_groups": "4", "groups_kept": "4"}, {"bias_rule", "num_groups", "groups_kept"}),
+        ({"token_dropping": "expert"}, {"bias_rule", "num_groups", "protected_share"}),
+        ({"router": "hash", "bias_rule": "sign", "num_groups": "4", "groups_kept": "2"}, set()),
+        ({"router": "expert_choice", "bias_rule": "sign", "num_groups": "4", "groups_kept": "2"}, set()),
+    ],
+)
+def test_only_what_can_act_is_enabled(parameters, enabled):
+    at = open_page(**parameters)
+    assert not at.exception
+    assert not at.warning
+    drawn = [*at.selectbox, *at.select_slider, *at.number_input, *at.get("button_group")]
+    assert {element.key for element in drawn if element.key in SWITCHED and not element.disabled} == enabled
+
+
+@pytest.mark.parametrize("parameters", [{"router": "hash"}, {"router": "expert_choice", "token_dropping": "device"}])
+def test_other_routers_train_on_the_page(parameters):
+    at = open_page(**parameters)
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    at.button(key="step").click().run()
+    wait_until(lambda: run.state().step == 1)
 
 
 def test_groups_begin_with_half_of_them_kept_and_impossible_numbers_are_not_offered():

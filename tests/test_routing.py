@@ -13,8 +13,17 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from moeviz import strategies
 from moeviz.config import Knobs, Recipe, SettingsError, check
-from moeviz.routing import route
+from moeviz.routing import AFFINITIES, ROUTERS, affinity, hash_table, route
+
+GATINGS = tuple(strategies.AFFINITIES)
+
+
+def test_there_is_a_function_for_every_choice_and_no_other():
+    assert tuple(AFFINITIES) == tuple(strategies.AFFINITIES)
+    assert tuple(ROUTERS) == tuple(strategies.ROUTERS)
+
 
 # --- the rule, spoken aloud ------------------------------------------------------------------------------------------
 
@@ -22,6 +31,8 @@ from moeviz.routing import route
 def spoken_scores(logits: list[float], gating: str) -> list[float]:
     if gating == "sigmoid":
         return [1 / (1 + math.exp(-logit)) for logit in logits]
+    if gating == "sqrtsoftplus":
+        return [math.sqrt(math.log1p(math.exp(logit))) for logit in logits]
     powers = [math.exp(logit - max(logits)) for logit in logits]
     return [power / sum(powers) for power in powers]
 
@@ -29,7 +40,8 @@ def spoken_scores(logits: list[float], gating: str) -> list[float]:
 def spoken_route(logits: list[float], bias: list[float], knobs: Knobs) -> tuple[list[int], list[float]]:
     """Experts of one token, best first, and the gate of each."""
     scores = spoken_scores(logits, knobs.gating)
-    selection = [score + nudge for score, nudge in zip(scores, bias, strict=True)]
+    factor = knobs.bias_rule == "multiplicative"
+    selection = [score * b if factor else score + b for score, b in zip(scores, bias, strict=True)]
     size = len(scores) // knobs.num_groups
     group_scores = []
     for group in range(knobs.num_groups):
@@ -53,7 +65,8 @@ def routed(draw, max_tokens: int = 6):
     size = draw(st.integers(1, 5).filter(lambda size: size * groups >= 2))
     kept = draw(st.integers(1, groups))
     knobs = Knobs(
-        gating=draw(st.sampled_from(["softmax", "sigmoid"])),
+        gating=draw(st.sampled_from(GATINGS)),
+        bias_rule=draw(st.sampled_from(["none", "sign", "multiplicative"])),
         top_k=draw(st.integers(1, kept * size)),
         num_groups=groups,
         groups_kept=kept,
@@ -185,6 +198,7 @@ def test_no_gradient_flows_through_the_bias_and_all_of_it_through_the_affinities
 @given(routed(), st.sampled_from([1.0, -2.0, 0.25, 64.0]))
 def test_adding_a_constant_to_the_whole_bias_changes_nothing(example, constant):
     logits, bias, knobs = example
+    assume(knobs.bias_rule != "multiplicative")  # a factor is no summand
     bias = (bias * 256).round() / 256  # sums with the constants are exact in binary
     selection = torch.tensor([spoken_scores(row, knobs.gating) for row in logits.tolist()]) + bias
     gaps = selection.sort(dim=-1).values.diff(dim=-1)
@@ -205,7 +219,7 @@ def test_one_expert_with_normalised_gates_always_counts_in_full_and_teaches_the_
 # --- number types and extremes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("gating", GATINGS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_logits_are_computed_on_in_float32(dtype, gating):
     logits = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -217,7 +231,7 @@ def test_half_precision_logits_are_computed_on_in_float32(dtype, gating):
         assert half.scores_TE[token].tolist() == pytest.approx(spoken_scores(row, gating), rel=1e-5)
 
 
-@pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("gating", GATINGS)
 @pytest.mark.parametrize("norm_topk", [True, False])
 @pytest.mark.parametrize("pattern", ["all high", "all low", "one high", "one low", "mixed"])
 def test_finite_logits_of_any_size_give_finite_gates(pattern, norm_topk, gating):
@@ -283,3 +297,173 @@ def test_the_same_input_always_gives_the_same_answer_also_with_ties():
         assert torch.equal(
             route(logits, torch.zeros(16), Knobs(num_groups=4, groups_kept=2)).chosen_TK, first.chosen_TK
         )
+
+
+# --- affinities ------------------------------------------------------------------------------------------------------
+
+
+def test_the_root_of_softplus_is_smooth_down_to_the_smallest_numbers_and_grows_like_a_root():
+    logits = torch.linspace(-90, 90, 721, dtype=torch.float64, requires_grad=True)
+    scores = affinity(logits, "sqrtsoftplus")
+    scores.sum().backward()
+    for logit, score, slope in zip(logits.tolist(), scores.tolist(), logits.grad.tolist(), strict=True):
+        softplus = math.log1p(math.exp(logit))
+        assert score == pytest.approx(math.sqrt(softplus), rel=1e-12)
+        assert slope == pytest.approx(1 / (1 + math.exp(-logit)) / (2 * math.sqrt(softplus)), rel=1e-10)
+    assert (scores.diff() > 0).all()
+
+
+# --- a factor instead of a summand -----------------------------------------------------------------------------------
+
+
+def test_the_multiplicative_bias_is_a_factor_of_the_affinity_and_one_changes_nothing():
+    logits = torch.randn(30, 8, generator=torch.Generator().manual_seed(3))
+    knobs = Knobs(bias_rule="multiplicative", num_groups=4, groups_kept=2)
+    neutral, plain = (
+        route(logits, torch.ones(8), knobs),
+        route(logits, torch.zeros(8), Knobs(num_groups=4, groups_kept=2)),
+    )
+    assert torch.equal(neutral.chosen_TK, plain.chosen_TK)
+    assert torch.equal(neutral.gates_TK, plain.gates_TK)
+    # 0.5 * 3 beats 0.9 * 1 although 0.5 + 3 and 0.9 + 1 would too; 0.1 * 3 does not.
+    logits = torch.logit(torch.tensor([[0.9, 0.5], [0.9, 0.1]]))
+    chosen = route(logits, torch.tensor([1.0, 3.0]), Knobs(bias_rule="multiplicative", top_k=1)).chosen_TK
+    assert chosen.tolist() == [[1], [0]]
+
+
+def test_a_groups_score_is_made_of_what_is_chosen_by_also_under_a_factor():
+    logits = torch.logit(torch.tensor([[0.6, 0.6, 0.5, 0.5]]))
+    knobs = Knobs(bias_rule="multiplicative", num_groups=2, groups_kept=1)
+    assert route(logits, torch.tensor([1.0, 1.0, 2.0, 2.0]), knobs).chosen_TK.sort().values.tolist() == [[2, 3]]
+
+
+# --- expert choice ---------------------------------------------------------------------------------------------------
+
+
+def spoken_expert_choice(scores: list[list[float]], top_k: int) -> list[list[int]]:
+    """Every expert in turn takes its favourite tokens; then each token lists who took it, best first."""
+    tokens, experts = len(scores), len(scores[0])
+    places = math.ceil(tokens * top_k / experts)
+    takers: list[list[int]] = [[] for _ in range(tokens)]
+    for expert in range(experts):
+        for token in sorted(range(tokens), key=lambda token: -scores[token][expert])[:places]:
+            takers[token].append(expert)
+    return [sorted(mine, key=lambda expert: -scores[token][expert]) for token, mine in enumerate(takers)]
+
+
+@st.composite
+def chosen_by_experts(draw):
+    """Logits without ties, a bias, and knobs."""
+    tokens, experts = draw(st.integers(1, 12)), draw(st.integers(2, 9))
+    knobs = Knobs(
+        router="expert_choice",
+        gating=draw(st.sampled_from(GATINGS)),
+        top_k=draw(st.integers(1, experts)),
+        norm_topk=draw(st.booleans()),
+        route_scale=draw(st.sampled_from([1.0, 2.5])),
+    )
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    logits = 3 * torch.randn(tokens, experts, generator=random, dtype=torch.float64)
+    return logits, torch.randn(experts, generator=random, dtype=torch.float64), knobs
+
+
+@given(chosen_by_experts())
+def test_with_expert_choice_experts_gates_and_load_are_those_of_the_rule_spoken_aloud(example):
+    logits, bias, knobs = example
+    routing = route(logits, bias, knobs)
+    scores = [spoken_scores(row, knobs.gating) for row in logits.tolist()]
+    expected = spoken_expert_choice(scores, knobs.top_k)
+    assert routing.chosen_TK.shape == routing.gates_TK.shape == routing.valid_TK.shape
+    assert routing.chosen_TK.shape[1] == max(len(mine) for mine in expected)
+    for token, mine in enumerate(expected):
+        count = len(mine)
+        assert routing.valid_TK[token].tolist() == [True] * count + [False] * (routing.chosen_TK.shape[1] - count)
+        assert routing.chosen_TK[token, :count].tolist() == mine
+        total = sum(scores[token][expert] for expert in mine) if knobs.norm_topk else 1
+        gates = [knobs.route_scale * scores[token][expert] / total for expert in mine]
+        assert routing.gates_TK[token, :count].tolist() == pytest.approx(gates, rel=1e-12)
+        assert not routing.gates_TK[token, count:].any(), "padding weighs nothing"
+        if mine:
+            assert set(routing.chosen_TK[token, count:].tolist()) <= {mine[0]}, "padding touches no further group"
+
+
+@given(chosen_by_experts())
+def test_with_expert_choice_every_expert_has_exactly_its_share_and_no_bias_changes_that(example):
+    logits, bias, knobs = example
+    routing, biased = route(logits, 0 * bias, knobs), route(logits, 100 * bias, knobs)
+    tokens, experts = logits.shape
+    assert routing.load_E.tolist() == [math.ceil(tokens * knobs.top_k / experts)] * experts
+    assert torch.equal(routing.chosen_TK, biased.chosen_TK)
+    assert torch.equal(routing.gates_TK, biased.gates_TK)
+
+
+def test_expert_choice_sees_the_future_and_token_choice_does_not():
+    """E7 fails, as it must: one more greedy token at the end takes places from tokens before it."""
+    logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+    greedy = logits.clone()
+    greedy[-1] = 9
+    for router, sees in (("expert_choice", True), ("top_k", False)):
+        before, after = (route(values, torch.zeros(4), Knobs(router=router)) for values in (logits, greedy))
+        changed = not torch.equal(before.gates_TK[:-1, :1], after.gates_TK[:-1, :1])
+        assert changed is sees
+
+
+def test_a_token_that_no_expert_takes_has_no_gate_and_the_gradient_stays_finite():
+    logits = torch.tensor([[5.0, 5.0], [4.0, 4.0], [-9.0, -9.0], [-8.0, -8.0]], requires_grad=True)
+    routing = route(logits, torch.zeros(2), Knobs(router="expert_choice", top_k=1))
+    assert routing.valid_TK.any(-1).tolist() == [True, True, False, False]
+    routing.gates_TK.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[2:].any()
+
+
+# --- hash ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hash_router_looks_nothing_but_the_token_id_up():
+    ids = torch.tensor([7, 200, 7, 0])
+    knobs = Knobs(router="hash", top_k=3, num_groups=4, groups_kept=2)
+    one = route(torch.randn(4, 16), torch.zeros(16), knobs, ids)
+    other = route(torch.randn(4, 16), 100 * torch.randn(16), knobs, ids)
+    assert torch.equal(one.chosen_TK, other.chosen_TK)
+    assert torch.equal(one.chosen_TK[0], one.chosen_TK[2])
+    assert one.chosen_TK.tolist() == [hash_table(16)[token, :3].tolist() for token in ids.tolist()]
+    gates = one.scores_TE.gather(1, one.chosen_TK)
+    torch.testing.assert_close(one.gates_TK, gates / gates.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("experts", [2, 16, 256])
+def test_every_token_id_has_its_own_order_of_all_experts(experts):
+    table = hash_table(experts).tolist()
+    assert len(table) == 256
+    assert all(sorted(order) == list(range(experts)) for order in table)
+    assert len({tuple(order) for order in table}) == (2 if experts == 2 else 256)
+
+
+def test_the_hash_table_is_the_same_on_every_machine():
+    """Written down once; another table would send every old run elsewhere."""
+    assert hash_table(8)[[0, 1, 255]].tolist() == [
+        [4, 5, 0, 2, 1, 7, 3, 6],
+        [7, 3, 5, 0, 6, 1, 4, 2],
+        [4, 6, 2, 7, 0, 1, 3, 5],
+    ]
+
+
+def test_hash_routing_is_as_even_as_the_token_ids_are_frequent():
+    knobs = Knobs(router="hash", top_k=2)
+    every_id = route(torch.zeros(256 * 4, 16), torch.zeros(16), knobs, torch.arange(256).repeat(4)).load_E
+    assert every_id.max() < 1.5 * every_id.float().mean()
+    one_id = route(torch.zeros(256, 16), torch.zeros(16), knobs, torch.full((256,), 65)).load_E
+    assert sorted(one_id.tolist())[-3:] == [0, 256, 256]
+
+
+def test_a_hash_router_without_token_ids_says_what_it_needs():
+    with pytest.raises(ValueError, match="token_id_T, a number from 0 to 255"):
+        route(torch.zeros(3, 4), torch.zeros(4), Knobs(router="hash"))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_no_tokens_make_no_load_with_any_router(router):
+    routing = route(torch.zeros(0, 8), torch.zeros(8), Knobs(router=router), torch.zeros(0, dtype=torch.long))
+    assert routing.chosen_TK.shape == routing.gates_TK.shape == (0, 2)
+    assert routing.load_E.tolist() == [0] * 8

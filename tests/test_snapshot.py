@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeviz.snapshot import HEADER, Fair, History, Snapshot, record_dtype
+from moeviz.snapshot import HEADER, NOT_PROBED, Fair, History, Interference, Snapshot, record_dtype
 
 L, E = 2, 3
 
@@ -22,14 +22,19 @@ def snapshot(step: int) -> Snapshot:
         step=step,
         task_loss=step + 0.5,
         added_loss=step + 0.25,
+        mtp_loss=step + 0.125,
         eval_loss=float(step) if step % 7 == 3 else math.nan,
         load_LE=step * 10 + places,
         kept_load_LE=step * 10 + places - 1 if step else places,
         bias_LE=(places - step).astype(np.float32),
         max_vio_L=np.array([step, step + 1.5]),
+        max_vio_global_L=np.array([step + 3.5, step]),
+        straggler_L=np.array([step + 4.5, math.nan]),
+        specialisation_L=np.array([0.25, step % 7 / 8]) if step % 7 == 3 else np.full(2, math.nan),
         fan_out_L=np.array([1.0, step + 2.5]),
         dead_experts_L=np.array([step % 4, 3]),
         dropped_fraction_L=np.array([0.125, 0.5]),
+        interference=Interference(step + 5.5, -0.5, step + 6.5, 0.75) if step % 5 == 2 else NOT_PROBED,
         fair=Fair(step + 0.75, step + 0.875, 0.0625),
         steps_per_second=step * 2.0,
     )
@@ -39,11 +44,14 @@ def assert_row_tells(row: np.void, step: int, version: int) -> None:
     written = snapshot(step)
     assert row["step"] == step
     assert row["version"] == version
-    for name in ("task_loss", "added_loss", "eval_loss", "steps_per_second"):
+    for name in ("task_loss", "added_loss", "mtp_loss", "eval_loss", "steps_per_second"):
         np.testing.assert_equal(float(row[name]), float(getattr(written, name)))
     for name in ("max_vio", "max_vio_p95", "min_load_p05"):
         assert row[f"fair_{name}"] == getattr(written.fair, name)
-    for name in ("max_vio", "fan_out", "dropped_fraction", "dead_experts"):
+    for name in ("router_ratio", "router_cosine", "trunk_ratio", "trunk_cosine"):
+        np.testing.assert_equal(float(row[f"interference_{name}"]), float(getattr(written.interference, name)))
+    per_layer = ["max_vio", "max_vio_global", "straggler", "specialisation"]
+    for name in (*per_layer, "fan_out", "dropped_fraction", "dead_experts"):
         np.testing.assert_array_equal(row[name], getattr(written, f"{name}_L"))
     for name in ("load", "kept_load", "bias"):
         np.testing.assert_array_equal(row[name], getattr(written, f"{name}_LE"))
@@ -220,6 +228,25 @@ def test_rows_of_two_beginnings_are_never_mixed():
     epoch, rows = reader.since(-1)
     assert epoch == 1
     assert rows["step"].tolist() == [0, 1]
+
+
+def test_every_field_of_a_snapshot_has_a_column_of_the_history():
+    names = {spec.name.removesuffix("_LE").removesuffix("_L") for spec in dataclasses.fields(Snapshot)}
+    for kind in (Fair, Interference):
+        name = kind.__name__.lower()
+        names = names - {name} | {f"{name}_{spec.name}" for spec in dataclasses.fields(kind)}
+    assert names | {"version"} == set(record_dtype(L, E).names)
+
+
+def test_a_row_stays_small():
+    """A hundred bytes of single figures at most, and 28 for each layer: the loads are the bulk."""
+    one, two = (record_dtype(layers, 16).itemsize - layers * 16 * 8 for layers in (1, 2))
+    assert two - one <= 28
+    assert one <= 100
+
+
+def test_a_step_without_a_probe_is_marked_as_such():
+    assert all(math.isnan(value) for value in dataclasses.astuple(NOT_PROBED))
 
 
 def test_a_snapshot_is_frozen():

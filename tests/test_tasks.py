@@ -29,6 +29,22 @@ def rows(vectors: torch.Tensor) -> set[tuple[float, ...]]:
     return {tuple(row) for row in vectors.tolist()}
 
 
+# --- token ids -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d_model", [4, 8, 32])
+def test_a_skills_token_is_known_by_the_signs_of_its_first_eight_coordinates(d_model):
+    batch = skills(d_model=d_model).held_out
+    for row, token_id in zip(batch.inputs.tolist(), batch.token_id_T.tolist(), strict=True):
+        assert token_id == sum(2**place for place, value in enumerate(row[:8]) if value > 0)
+    assert len(set(batch.token_id_T.tolist())) > 3
+
+
+def test_a_byte_of_text_is_its_own_token_id():
+    batch = text(bytes(range(256)) * 20).held_out
+    assert torch.equal(batch.token_id_T, batch.inputs)
+
+
 # --- skills ----------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +121,15 @@ def test_a_target_is_its_own_skill_s_network_of_the_noise_and_inputs_share_one_d
     common = batch.inputs.mean(0)
     assert float(common.norm()) / 32**0.5 > 2  # what makes routing collapse
     assert float((batch.inputs @ common > 0).float().mean()) == 1.0
+
+
+@pytest.mark.parametrize("task", ["skills", "text", "own text"])
+def test_domains_are_numbered_below_the_number_that_is_told(task):
+    made = {"skills": skills, "text": lambda: text(None), "own text": lambda: text(COUNTING)}[task]()
+    assert made.num_domains == {"skills": NUM_SKILLS, "text": 2, "own text": 1}[task]
+    for batch in (made.held_out, made.batch(Generator().manual_seed(0))):
+        assert batch.domain_T.shape == (256,)
+        assert set(batch.domain_T.tolist()) == set(range(made.num_domains))
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """How does what happened travel from the process that trains to the process that serves pages?
 
-Through one block of shared memory per beginning of a run: a small state header, then the ring of `History`. The server
-creates it, one worker writes it, and any number of server threads read it without a lock or a system call.
+Through one block of shared memory per beginning of a run: a small state header, the newest checked identities as text,
+then the ring of `History`. The server creates it, one worker writes it, and any number of server threads read it
+without a lock or a system call.
 
 The memory has no name (POSIX: an unlinked file whose descriptor travels through the pipe), so that nothing is left
 behind however the processes end, and the small /dev/shm of a container does not limit it.
@@ -9,13 +10,16 @@ behind however the processes end, and the small /dev/shm of a container does not
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import secrets
 import socket
 import tempfile
+import zlib
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +28,9 @@ from moeviz.snapshot import HEADER, History, record_dtype
 BYTES_PER_RUN = 4_000_000
 FEWEST_ROWS, MOST_ROWS = 1_000, 20_000
 MESSAGE_BYTES = 1024
+TRUTH_BYTES = 8192
 STATUSES = ("starting", "ready", "failed")
+TRUTH_TRIES = 1_000  # a look takes microseconds, as does the writing it may fall into
 NO_TARGET = -1
 
 # All eight bytes wide and aligned, so that a reader sees either the old or the new value of each.
@@ -34,9 +40,12 @@ STATE = np.dtype(
         ("acknowledged", "<i8"),  # number of the last play or pause command that took effect
         ("target", "<i8"),
         ("playing", "<i8"),
+        ("can_go_on", "<i8"),  # whether a failed run still has the state before the step that failed
         ("message", f"S{MESSAGE_BYTES}"),
     ]
 )
+# A text that is written over: a reader believes it only when its bytes have the checksum, and looks again if not.
+TRUTH = np.dtype([("serial", "<i8"), ("checksum", "<i8"), ("length", "<i8"), ("text", "u1", TRUTH_BYTES)])
 
 
 def ring_capacity(num_layers: int, num_experts: int) -> int:
@@ -53,6 +62,7 @@ class Told:
     message: str
     playing: bool
     target: int | None
+    can_go_on: bool
 
 
 class Block:
@@ -61,9 +71,10 @@ class Block:
     def __init__(self, memory: mmap.mmap, num_layers: int, num_experts: int) -> None:
         view = memoryview(memory)
         self._state = np.frombuffer(view, STATE, count=1)
-        self._epoch = np.frombuffer(view, HEADER, count=1, offset=STATE.itemsize)["epoch"]
-        capacity = ring_capacity(num_layers, num_experts)
-        self.history = History(num_layers, num_experts, capacity, view[STATE.itemsize :])
+        self._truth = np.frombuffer(view, TRUTH, count=1, offset=STATE.itemsize)
+        ring = STATE.itemsize + TRUTH.itemsize
+        self._epoch = np.frombuffer(view, HEADER, count=1, offset=ring)["epoch"]
+        self.history = History(num_layers, num_experts, ring_capacity(num_layers, num_experts), view[ring:])
 
     @property
     def epoch(self) -> int:
@@ -87,8 +98,9 @@ class Block:
         status = STATUSES[int(self._state["status"][0])]
         target = int(self._state["target"][0])
         playing = bool(self._state["playing"][0])
+        can_go_on = bool(self._state["can_go_on"][0])
         message = bytes(self._state["message"][0]).decode(errors="ignore")
-        return Told(acknowledged, status, message, playing, None if target == NO_TARGET else target)
+        return Told(acknowledged, status, message, playing, None if target == NO_TARGET else target, can_go_on)
 
     def tell_playing(self, playing: bool, target: int | None, acknowledged: int) -> None:
         """Worker side: publish whether the run plays, and the last command that had a say in it."""
@@ -97,10 +109,37 @@ class Block:
             self._state[name] = playing if name == "playing" else NO_TARGET if target is None else target
         self._state["acknowledged"] = acknowledged
 
-    def tell_status(self, status: str, message: str = "") -> None:
-        """Worker side: publish what became of the run."""
+    def tell_status(self, status: str, message: str = "", can_go_on: bool = False) -> None:
+        """Worker side: publish what became of the run, and whether a failed one can go on from before its failure."""
         self._state["message"] = message.encode()[:MESSAGE_BYTES]
+        self._state["can_go_on"] = can_go_on
         self._state["status"] = STATUSES.index(status)
+
+    def tell_truth(self, identities: list[dict[str, Any]]) -> None:
+        """Worker side: publish what was checked on the newest batch that was, in place of what was there.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        text = json.dumps(identities, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > TRUTH_BYTES:
+            raise ValueError(f"{len(text)} bytes of identities do not fit into {TRUTH_BYTES}")
+        truth = self._truth
+        serial = int(truth["serial"][0]) + 1
+        truth["text"][0, : len(text)] = np.frombuffer(text, np.uint8)
+        truth["length"], truth["checksum"], truth["serial"] = len(text), _checksum(serial, text), serial
+
+    def truth(self) -> tuple[int, list[dict[str, Any]]]:
+        """How often identities were published, and the newest; (0, []) before there are any, and while a worker that
+        died in the middle of writing leaves none that can be read."""
+        for _ in range(TRUTH_TRIES):
+            serial, length = int(self._truth["serial"][0]), int(self._truth["length"][0])
+            if serial == 0:
+                break
+            text = self._truth["text"][0, : min(length, TRUTH_BYTES)].tobytes()
+            if _checksum(serial, text) == int(self._truth["checksum"][0]):
+                return serial, json.loads(text)
+        return 0, []
 
 
 class SharedBytes:
@@ -158,7 +197,11 @@ def receive(connection: Connection, size: int, name: str | None) -> mmap.mmap:
 def block_size(num_layers: int, num_experts: int) -> int:
     """Bytes of a block: header and ring."""
     rows = ring_capacity(num_layers, num_experts)
-    return STATE.itemsize + History.bytes_needed(num_layers, num_experts, rows)
+    return STATE.itemsize + TRUTH.itemsize + History.bytes_needed(num_layers, num_experts, rows)
+
+
+def _checksum(serial: int, text: bytes) -> int:
+    return zlib.crc32(text, serial & 0xFFFFFFFF)
 
 
 def _map(descriptor: int | None, size: int, name: str | None) -> mmap.mmap:

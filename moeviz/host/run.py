@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class RunState:
     step: int  # the newest step
     epoch: int  # how often the run began, counted from 1
     target: int | None  # the step at which it will pause itself
+    can_go_on: bool = False  # whether a failed run still has its last good step to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class _Asked:
     serial: int = 0  # play and pause commands so far in this beginning
     target: int | None = None
     stepping: bool = False  # whether the target comes from `step`
+    went_on: int = 0  # serial of the last command to go on after a failure
 
 
 class Run:
@@ -97,13 +99,16 @@ class Run:
         status, message, playing, target = told.status, told.message, told.playing, told.target
         if told.acknowledged < asked.serial:
             playing, target = asked.playing, asked.target
+        if told.acknowledged < asked.went_on:
+            status, message = "ready", ""
         if status == "starting":
             message = STARTING
         if self._closed or not asked.worker.alive:
             status, message = "lost", CLOSED if self._closed else LOST
         if status in ("failed", "lost"):
             playing, target = False, None
-        return RunState(status, message, playing, asked.block.step, asked.block.epoch, target)
+        can_go_on = status == "failed" and told.can_go_on
+        return RunState(status, message, playing, asked.block.step, asked.block.epoch, target, can_go_on)
 
     def records_since(self, epoch: int, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
         """The current epoch and its rows after `step`, oldest first; all its rows if `epoch` is another one.
@@ -114,6 +119,13 @@ class Run:
         block = self._asked.block
         _, rows = block.history.since(step if epoch == block.epoch else -1, max(limit, 1))
         return block.epoch, rows
+
+    def truth(self) -> tuple[int, list[dict[str, Any]]]:
+        """How often the identities of SPEC 6 were checked in this beginning, and the newest: (0, []) before the first.
+
+        Each is a `moeviz.truth.Identity` as a dictionary.
+        """
+        return self._asked.block.truth()
 
     def labels_since(self, version: int) -> list[tuple[int, str]]:
         """The knob changes of this beginning after `version`: (version, what changed)."""
@@ -184,6 +196,21 @@ class Run:
         with self._lock:
             self.touch()
             self._begin(play)
+
+    def go_on(self) -> None:
+        """After training diverged: be ready again at the last good step, paused, with history kept.
+
+        Turn down what made it diverge first. In vain, but no error, where `RunState.can_go_on` is false.
+        """
+        with self._lock:
+            if not self.state().can_go_on:
+                return
+            self.touch()
+            serial = self._asked.serial + 1
+            self._asked = replace(
+                self._asked, playing=False, serial=serial, target=None, stepping=False, went_on=serial
+            )
+            self._send("go_on", serial)
 
     def restart(self, play: bool = False) -> None:
         """Begin again after the run was lost, in a new process if need be. History of the lost beginning goes."""

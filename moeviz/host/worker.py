@@ -21,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
@@ -61,6 +61,7 @@ class Job:
     held: bool = False
     failed: bool = False
     engine: Any = None
+    told_truth: Any = None  # the engine's identities that were published last
     due: float = field(default_factory=time.monotonic)
     used: float = 0.0  # training time so far, moved up to the worker's clock whenever the run did without
 
@@ -96,11 +97,24 @@ class Job:
         """Fix when the next step is due, on a regular beat; time that was lost is not made up for in a burst."""
         self.due = self.due + self.period if self.due + self.period > start else start + self.period
 
-    def fail(self, message: str) -> None:
-        """End this run, and only this one, keeping its history."""
-        self.engine, self.failed = None, True
-        self.block.tell_status("failed", message)
+    def fail(self, message: str, keep_engine: bool = False) -> None:
+        """Stop this run, and only this one, keeping its history, and if asked its engine, so that it can go on."""
+        self.engine, self.failed = self.engine if keep_engine else None, True
+        self.block.tell_status("failed", message, can_go_on=self.engine is not None)
         self.pause(self.acknowledged)
+
+    def go_on(self, serial: int) -> None:
+        """Be ready again, paused, at the last good step of a run whose engine was kept."""
+        if self.failed and self.engine is not None:
+            self.failed = False
+            self.block.tell_status("ready")
+        self.pause(serial)
+
+    def tell_truth(self) -> None:
+        """Publish the identities that the engine checked, when there are newer ones."""
+        if self.engine.truth is not self.told_truth:
+            self.told_truth = self.engine.truth
+            self.block.tell_truth([asdict(identity) for identity in self.told_truth])
 
     def _tell(self) -> None:
         self.block.tell_playing(self.playing, self.target, self.acknowledged)
@@ -150,6 +164,8 @@ class Worker:
             job.play(*arguments)
         elif verb == "pause":
             job.pause(*arguments)
+        elif verb == "go_on":
+            job.go_on(*arguments)
         elif verb == "knobs":
             job.knobs, job.version = arguments
         elif verb == "period":
@@ -170,8 +186,10 @@ class Worker:
                 self._build(job)
             else:
                 self._step(job, now)
-        except (SettingsError, self.engine.TrainingDiverged) as refusal:
+        except SettingsError as refusal:
             job.fail(str(refusal))
+        except self.engine.TrainingDiverged as divergence:
+            job.fail(str(divergence), keep_engine=True)
         except Exception as fault:  # one run's fault must not end the runs of others; it is shown and logged
             traceback.print_exc()
             job.fail(f"An error in the program stopped this run ({type(fault).__name__}: {fault}).")
@@ -194,12 +212,14 @@ class Worker:
     def _build(self, job: Job) -> None:
         # Not charged as training time: a large model would otherwise wait for all others to catch up.
         engine = self.engine.Engine(job.recipe, job.knobs, job.text)
+        engine.wants_truth = True
         job.block.history.append(engine.observe(), job.version)
         job.block.tell_status("ready")
         job.engine, job.used, job.due = engine, self.clock, time.monotonic()
 
     def _step(self, job: Job, start: float) -> None:
         job.block.history.append(job.engine.step(job.knobs), job.version)
+        job.tell_truth()
         job.used = self.clock + time.monotonic() - start
         job.schedule(start)
         if job.target is not None:

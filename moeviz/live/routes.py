@@ -72,7 +72,7 @@ def _send(request: Request, asset: assets.Asset) -> Response:
 
 def _increment(request: Request, host: Host) -> Response:
     try:
-        epoch, after, version = (_whole_number(request, name) for name in ("epoch", "after", "version"))
+        epoch, after, version, truth = (_whole_number(request, name) for name in ("epoch", "after", "version", "truth"))
     except ValueError as problem:
         return _sentence(400, str(problem))
     run = host.get(request.path_params["token"])
@@ -80,15 +80,16 @@ def _increment(request: Request, host: Host) -> Response:
         return _sentence(404, "This run was released because nobody was watching it.")
     run.touch()
     return Response(
-        encode_increment(run, epoch, after, version),
+        encode_increment(run, epoch, after, version, truth),
         media_type="application/octet-stream",
         # "identity" keeps Streamlit's middleware from compressing every message again on the event loop.
         headers={"Cache-Control": "no-store", "Content-Encoding": "identity"},
     )
 
 
-def encode_increment(run: Any, epoch: int, after: int, version: int) -> bytes:
-    """The message for a browser that has `epoch` up to step `after` and knows the settings up to `version`."""
+def encode_increment(run: Any, epoch: int, after: int, version: int, truth: int = -1) -> bytes:
+    """The message for a browser that has `epoch` up to step `after`, and knows the settings up to `version` and the
+    checked identities up to number `truth`."""
     # The version is read before what it numbers: a change in between is then sent twice rather than never.
     newest = run.version
     marks = [[number, label] for number, label in run.labels_since(version)]
@@ -104,6 +105,9 @@ def encode_increment(run: Any, epoch: int, after: int, version: int) -> bytes:
     }
     if (epoch_now, newest) != (epoch, version):
         header |= {"recipe": asdict(run.recipe), "knobs": asdict(run.knobs)}
+    serial, identities = run.truth()
+    if identities and (serial > truth or epoch_now != epoch):
+        header["truth"] = {"serial": serial, "identities": identities}
     return wire.encode(rows, header)
 
 

@@ -1,6 +1,6 @@
 """What does the toy learn? A task draws batches and scores predictions; it knows nothing of experts.
 
-A task is any object with `output_size`, `batch(generator)`, `held_out` and `loss(predictions, targets)`.
+A task is any object with `output_size`, `num_domains`, `batch(generator)`, `held_out` and `loss(predictions, targets)`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ class Batch:
     inputs: Tensor  # (T, d) vectors or (T,) bytes
     targets: Tensor  # (T, d) vectors or (T,) bytes
     domain_T: Tensor  # the skill or the kind of text that each token belongs to
+    token_id_T: Tensor  # what a hash router knows of a token, 0 to 255: its byte, or the signs of 8 coordinates
 
 
 class Task(Protocol):
     """What the engine asks of a task."""
 
     output_size: int
+    num_domains: int  # skills, or kinds of text; a batch's domains are numbered from 0
     held_out: Batch  # never trained on
 
     def batch(self, generator: Generator) -> Batch:

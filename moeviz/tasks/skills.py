@@ -32,6 +32,7 @@ class SkillsTask:
     def __init__(self, recipe: Recipe, device: str) -> None:
         C, d = NUM_SKILLS, recipe.d_model
         self.tokens, self.device, self.output_size = recipe.tokens_per_step, device, d
+        self.num_domains = C
         draw = Generator().manual_seed(recipe.seed)
         self.frequency_C = torch.arange(1, C + 1, dtype=torch.float32) ** -ZIPF_EXPONENT
         common_d = torch.randn(d, generator=draw)
@@ -53,7 +54,8 @@ class SkillsTask:
         answer_Td = torch.cat([self._answer(part, skill) for skill, part in enumerate(noise_Td.split(counts))])
         target_Td = answer_Td / self.scale + LABEL_NOISE * label_noise_Td
         order_T = torch.randperm(self.tokens, generator=generator)
-        columns = (noise_Td + self.mean_Cd[skill_T], target_Td, skill_T)
+        input_Td = noise_Td + self.mean_Cd[skill_T]
+        columns = (input_Td, target_Td, skill_T, sign_pattern(input_Td))
         return Batch(*(column[order_T].to(self.device) for column in columns))
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
@@ -62,3 +64,9 @@ class SkillsTask:
 
     def _answer(self, noise: Tensor, skill: int | slice) -> Tensor:
         return (noise @ self.w1_Cdd[skill]).tanh() @ self.w2_Cdd[skill]
+
+
+def sign_pattern(x_Td: Tensor) -> Tensor:
+    """The signs of a token's first 8 coordinates as a number from 0 to 255: a token id where there are no words."""
+    bits_T8 = (x_Td[:, :8] > 0).long()
+    return (bits_T8 << torch.arange(bits_T8.shape[1], device=x_Td.device)).sum(-1)

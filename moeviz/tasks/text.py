@@ -35,6 +35,7 @@ class TextTask:
     def __init__(self, recipe: Recipe, device: str, text: bytes | None = None) -> None:
         self.num_sequences, self.length, self.device = recipe.num_sequences, recipe.sequence_length, device
         corpora = (text,) if text is not None else standard_library()
+        self.num_domains = len(corpora)
         for corpus in corpora:
             check_text(corpus, self.length)
         tensors = [torch.frombuffer(bytearray(corpus), dtype=torch.uint8) for corpus in corpora]
@@ -59,7 +60,8 @@ class TextTask:
             windows.append(corpus[start : start + self.length + 1])
         window_SN = torch.stack(windows).long().to(self.device)
         domain_S = torch.arange(self.num_sequences, device=self.device) % len(corpora)
-        return Batch(window_SN[:, :-1].flatten(), window_SN[:, 1:].flatten(), domain_S.repeat_interleave(self.length))
+        byte_T = window_SN[:, :-1].flatten()
+        return Batch(byte_T, window_SN[:, 1:].flatten(), domain_S.repeat_interleave(self.length), token_id_T=byte_T)
 
 
 @cache

@@ -10,8 +10,8 @@ from typing import Any
 
 import streamlit as st
 
-from moeviz import presets
-from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, TASKS, Knobs, Recipe, divisors, show
+from moeviz import presets, strategies
+from moeviz.config import BALANCING, KNOB_FIELDS, LOSS_WEIGHTS, RECIPE_FIELDS, TASKS, Knobs, Recipe, divisors, show
 from moeviz.ui import fields, session
 from moeviz.ui.hosting import host
 
@@ -60,27 +60,59 @@ def _gating() -> None:
         key="gating",
         default=Knobs().gating,
         required=True,
+        format_func=fields.LABELS["gating"].get,
         width="stretch",
         bind="query-params",
-        help="Softmax: experts share one sum (DeepSeek-V2). Sigmoid: each is scored on its own (DeepSeek-V3).",
+        help="Softmax: experts share one sum (DeepSeek-V2). Sigmoid: each is scored on its own (DeepSeek-V3). "
+        "√softplus: the same without an upper end (DeepSeek-V4).",
     )
 
 
 def _balancing(knobs: Knobs) -> None:
+    options = [*BALANCING, *([CUSTOM] if knobs.balancing == CUSTOM else [])]
+    session.choose(balancing_choice=knobs.balancing)  # before the menu is drawn, so that it names what is really set
     st.selectbox(
         "Balancing",
-        list(BALANCING),
-        key="balancing",
-        format_func=fields.LABELS["balancing"].get,
-        bind="query-params",
+        options,
+        key="balancing_choice",
+        format_func=lambda name: "Custom" if name == CUSTOM else fields.LABELS["balancing"][name],
+        on_change=_choose_balancing,
         help="None: routing is left alone. Auxiliary loss: a penalty on imbalance joins the task loss. Loss-free bias: "
-        "a bias on the choice, nudged after each step, never in the gate.",
+        "a bias on the choice, nudged after each step, never in the gate. More rules and losses are under More.",
     )
-    off = knobs.bias_rule == "none"
-    _slider("u", "Bias update speed u", disabled=off)
-    st.caption("Needs a balancing with a bias." if off else f"Reach u × steps: {show(100 * knobs.u)} in 100 steps")
-    if knobs.aux_loss != "none":
-        _slider("alpha", "Strength of the loss α")
+    _slider("u", "Bias update speed u", disabled=not acts("u", knobs))
+    if acts("u", knobs):
+        st.caption(f"Reach u × steps: {show(100 * knobs.u)} in 100 steps")
+    else:
+        st.caption("Needs a balancing with a bias that moves by u.")
+    for loss in knobs.losses:
+        _alpha(loss)
+
+
+def _choose_balancing() -> None:
+    if session.value("balancing_choice") != CUSTOM:
+        session.choose_balancing(session.value("balancing_choice"))
+
+
+def _alpha(loss: str) -> None:
+    _slider(LOSS_WEIGHTS[loss], f"Loss α {strategies.LOSSES[loss].title}")
+
+
+def acts(name: str, knobs: Knobs) -> bool:
+    """Whether a knob does anything beside the others as they are; what does nothing is not offered."""
+    steered = knobs.router == "top_k"
+    biased = steered and knobs.bias_rule != "none"
+    grouped = steered and knobs.num_groups > 1
+    return {
+        "bias_rule": steered,
+        "u": biased and knobs.bias_rule != "quantile",
+        "damping": biased and knobs.bias_rule == "quantile",
+        "freeze_after": biased,
+        "num_groups": steered,
+        "groups_kept": grouped,
+        "group_score": grouped and knobs.groups_kept < knobs.num_groups,
+        "protected_share": knobs.token_dropping != "none",
+    }.get(name, True)
 
 
 def _slider(name: str, label: str, disabled: bool = False) -> None:
@@ -104,6 +136,7 @@ def _groups(recipe: Recipe, knobs: Knobs) -> None:
         key="num_groups",
         format_func=lambda count: fields.LABELS["num_groups"].get(count, str(count)),
         on_change=_keep_half_the_groups,
+        disabled=not acts("num_groups", knobs),
         bind="query-params",
         help="Group-limited routing: each token may use only its best groups (nodes) of experts.",
     )
@@ -111,7 +144,7 @@ def _groups(recipe: Recipe, knobs: Knobs) -> None:
         "Kept per token",
         fields.kept_options(recipe, knobs.num_groups, knobs.top_k),
         key="groups_kept",
-        disabled=knobs.num_groups == 1,
+        disabled=not acts("groups_kept", knobs),
         bind="query-params",
         help=_help("groups_kept"),
     )
@@ -140,6 +173,7 @@ def _dropping(recipe: Recipe, knobs: Knobs) -> None:
 
 
 def _more(recipe: Recipe, knobs: Knobs) -> None:
+    _menu("router", "Router", strategies.ROUTERS, knobs)
     st.number_input("Experts per token K", 1, min(64, recipe.num_experts), 2, key="top_k", bind="query-params")
     _slider("learning_rate", "Learning rate")
     st.toggle("Normalise gates over the K", key="norm_topk", value=True, bind="query-params", help=_help("norm_topk"))
@@ -150,6 +184,7 @@ def _more(recipe: Recipe, knobs: Knobs) -> None:
         key="group_score",
         default=Knobs().group_score,
         required=True,
+        disabled=not acts("group_score", knobs),
         bind="query-params",
         help=_help("group_score"),
     )
@@ -160,7 +195,46 @@ def _more(recipe: Recipe, knobs: Knobs) -> None:
         bind="query-params",
         help=_help("num_devices"),
     )
-    _slider("protected_share", "Protected sequences")
+    _slider("protected_share", "Protected sequences", disabled=not acts("protected_share", knobs))
+    _rules_and_losses(knobs)
+    _slider("mtp_weight", "Weight of tokens further ahead λ", disabled=recipe.task != "text" or not recipe.mtp_depth)
+    _count("probe_every", "Probe interference every", knobs)
+
+
+def _rules_and_losses(knobs: Knobs) -> None:
+    _menu("bias_rule", "Bias rule", strategies.BIAS_RULES, knobs)
+    _slider("damping", "Damping of the quantile rule", disabled=not acts("damping", knobs))
+    _count("freeze_after", "Freeze the bias after step", knobs)
+    for loss in strategies.LOSSES:
+        if loss not in knobs.losses:  # those that are on stand in the open
+            _alpha(loss)
+
+
+def _menu(name: str, label: str, texts: dict[str, strategies.Strategy], knobs: Knobs) -> None:
+    st.selectbox(
+        label,
+        list(texts),
+        key=name,
+        format_func=fields.LABELS[name].get,
+        disabled=not acts(name, knobs),
+        bind="query-params",
+        help="  \n".join(f"{text.title}: {text.meaning}" for text in texts.values()),
+    )
+
+
+def _count(name: str, label: str, knobs: Knobs) -> None:
+    low, high = KNOB_FIELDS[name].metadata["low"], KNOB_FIELDS[name].metadata["high"]
+    st.number_input(
+        label,
+        low,
+        high,
+        KNOB_FIELDS[name].default,
+        10,
+        key=name,
+        disabled=not acts(name, knobs),
+        bind="query-params",
+        help=_help(name),
+    )
 
 
 NUMBERS = {
@@ -171,6 +245,7 @@ NUMBERS = {
     "tokens_per_step": ("Tokens T", 128),
     "sequence_length": ("Sequence", 8),
     "shared_experts": ("Shared", 1),
+    "mtp_depth": ("Further ahead", 1),
     "seed": ("Seed", 1),
 }
 

@@ -9,26 +9,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from moeviz import presets
+from moeviz import presets, strategies
 from moeviz.config import (
-    BALANCING,
     KNOB_FIELDS,
+    LOSS_WEIGHTS,
     RECIPE_FIELDS,
     TASK_DEFAULTS,
     Knobs,
     Recipe,
     SettingsError,
-    balancing_fields,
     parse_settings,
     settle,
     show,
     smallest_groups_kept,
 )
 
+ALPHAS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 # Stops of the sliders whose effect goes with the logarithm.
 STOPS: dict[str, tuple[float, ...]] = {
     "u": (0.0, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
-    "alpha": (0.0, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    "damping": (0.0, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3, 1.0),
+    **dict.fromkeys(LOSS_WEIGHTS.values(), ALPHAS),
+    "mtp_weight": (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     "capacity_factor": (0.5, 0.75, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0),
     "protected_share": (0.0, 0.05, 0.1, 0.2, 0.5, 1.0),
     "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
@@ -44,24 +46,24 @@ LABELS: dict[str, dict[Any, str]] = {
         "loss_free": "Loss-free bias",
         "deepseek_v3": "Bias + sequence loss (V3)",
     },
+    "gating": {name: text.title for name, text in strategies.AFFINITIES.items()},
+    "router": {name: text.title for name, text in strategies.ROUTERS.items()},
+    "bias_rule": {name: text.title for name, text in strategies.BIAS_RULES.items()},
     "num_groups": {1: "off"},
     "token_dropping": {"none": "off", "expert": "expert", "device": "device"},
 }
-# The bias rule and the auxiliary loss are one menu on the page.
-KNOB_KEYS = ("balancing", *(name for name in KNOB_FIELDS if name not in ("bias_rule", "aux_loss")))
+KNOB_KEYS = tuple(KNOB_FIELDS)
 RECIPE_KEYS = tuple(RECIPE_FIELDS)
 
 
 def values_of(recipe: Recipe, knobs: Knobs) -> dict[str, Any]:
     """Settings as the values of the page's controls."""
-    known = asdict(recipe) | asdict(knobs) | {"balancing": knobs.balancing}
-    return {name: known[name] for name in (*RECIPE_KEYS, *KNOB_KEYS)}
+    return asdict(recipe) | asdict(knobs)
 
 
 def knobs_from(values: Mapping[str, Any]) -> Knobs:
     """Knobs as the controls have them."""
-    fields = {name: values[name] for name in KNOB_KEYS if name != "balancing"}
-    return Knobs(**fields, **balancing_fields(values["balancing"]))
+    return Knobs(**{name: values[name] for name in KNOB_KEYS})
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
@@ -84,8 +86,8 @@ def with_the_tasks_sizes(old: Recipe, values: Mapping[str, Any]) -> dict[str, An
 def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
     """The settings that an address asks for, and a sentence for each part of it that cannot be had.
 
-    `preset=NAME` and `task=NAME` come first, single settings change them. Values between a slider's stops move to the
-    nearest stop.
+    `preset=NAME`, `task=NAME` and `balancing=NAME` come first, single settings change them. Values between a slider's
+    stops move to the nearest stop.
     """
     parameters, notices = {name: _unlabelled(name, text) for name, text in parameters.items()}, []
     knobs, recipe = Knobs(), Recipe()
@@ -98,7 +100,7 @@ def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
     try:
         recipe, knobs = parse_settings(parameters, recipe, knobs)
     except SettingsError:  # take what can be taken, one by one
-        for name, text in parameters.items():
+        for name, text in sorted(parameters.items(), key=lambda item: item[0] != "balancing"):
             try:
                 recipe, knobs = parse_settings({name: text}, recipe, knobs)
             except SettingsError as refusal:
@@ -121,12 +123,6 @@ def _unlabelled(name: str, text: str) -> str:
 
 def _to_stops(knobs: Knobs) -> tuple[Knobs, list[str]]:
     notices = []
-    if knobs.balancing not in BALANCING:
-        notices.append(
-            f"bias_rule={knobs.bias_rule} with aux_loss={knobs.aux_loss} is not on this page's menu: "
-            "balancing is none here. The command line takes any pair."
-        )
-        knobs = replace(knobs, bias_rule="none", aux_loss="none")
     for name, stops in STOPS.items():
         value = getattr(knobs, name)
         nearest = min(stops, key=lambda stop: abs(stop - value))

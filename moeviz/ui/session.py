@@ -6,13 +6,13 @@ Streamlit fills. Settings are held here as well, because a control's value is fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import streamlit as st
 
 from moeviz import presets
-from moeviz.config import Knobs, Recipe, SettingsError, check_text, settle
+from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
 from moeviz.host import Run
 from moeviz.ui import fields
 from moeviz.ui.hosting import host
@@ -42,7 +42,9 @@ def visitor() -> Visitor:
         speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
         recipe, knobs, notices = fields.from_link({name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
-            notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used.")
+            notices.append(
+                f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used."
+            )
         st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
         st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(recipe, knobs)
@@ -78,10 +80,19 @@ def take_controls() -> Visitor:
 
 def choose_preset(name: str) -> None:
     """Set all knobs at once; the recipe and the run stay."""
+    _choose_knobs(presets.preset(name).knobs)
+
+
+def choose_balancing(name: str) -> None:
+    """Set the bias rule and the weights of all losses at once; the rest and the run stay."""
+    _choose_knobs(replace(visitor().knobs, **balancing_fields(name)))
+
+
+def _choose_knobs(knobs: Knobs) -> None:
     me = visitor()
-    me.knobs, settled = settle(me.recipe, presets.preset(name).knobs)
+    me.knobs, settled = settle(me.recipe, knobs)
     me.notices += settled
-    choose(**{name: value for name, value in fields.values_of(me.recipe, me.knobs).items() if name in fields.KNOB_KEYS})
+    choose(**asdict(me.knobs))
 
 
 def choose(**values: Any) -> None:

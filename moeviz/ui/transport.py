@@ -67,7 +67,22 @@ def trouble(run: Run) -> None:
     if state.status not in ("failed", "lost"):
         return
     st.error(state.message, icon=":material/error:")
-    st.button("Restart from step 0", key="restart", type="primary", on_click=run.restart)
+    with st.container(horizontal=True, gap="small"):
+        if state.can_go_on:
+            st.button(
+                "Go on from the last good step",
+                key="go_on",
+                type="primary",
+                on_click=run.go_on,
+                help="Charts and steps stay; the weights are the newest that gave numbers, at most 25 updates old. "
+                "Change what made it diverge, then run.",
+            )
+        st.button(
+            "Restart from step 0",
+            key="restart",
+            type="secondary" if state.can_go_on else "primary",
+            on_click=run.restart,
+        )
 
 
 def _toggle(run: Run, shown_playing: bool) -> None:

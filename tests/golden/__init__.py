@@ -26,9 +26,23 @@ TINY_TEXT = Recipe(
 RUNS: dict[str, tuple[Recipe, Knobs]] = {
     **{name: (Recipe(device="cpu"), preset.knobs) for name, preset in PRESETS.items()},
     "tiny_text": (TINY_TEXT, Knobs(bias_rule="sign", top_k=3)),
+    "hash_with_every_loss": (
+        TINY_TEXT,
+        Knobs(
+            router="hash",
+            gating="sqrtsoftplus",
+            alpha=0.1,
+            alpha_sequence=0.1,
+            alpha_switch=0.1,
+            alpha_gshard=0.1,
+            alpha_device=0.1,
+            alpha_communication=0.1,
+            alpha_z=1e-3,
+        ),
+    ),
     "top_1_with_protected_sequences": (
         Recipe(device="cpu", seed=11, tokens_per_step=512, num_layers=2, shared_experts=1),
-        Knobs(top_k=1, token_dropping="expert", capacity_factor=1.1, bias_rule="sign", aux_loss="batch"),
+        Knobs(top_k=1, token_dropping="expert", capacity_factor=1.1, bias_rule="sign", alpha=0.1),
     ),
 }
 

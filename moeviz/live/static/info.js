@@ -13,22 +13,32 @@ export class Info {
 
   button(text) {
     const button = el("button", { class: "info", type: "button", "aria-label": `About ${text.title}`, "aria-expanded": "false" }, "i");
-    button.addEventListener("click", () => this.#open(button, text));
+    button.addEventListener("click", () => this.open(button, text));
     return button;
   }
 
-  #open(button, text) {
+  // Shows a text beside a button, or hides it again.
+  open(button, text) {
     if (this.owner === button && this.box.matches(":popover-open")) return this.box.hidePopover();
-    this.box.replaceChildren(
-      el("strong", {}, text.title),
-      el("p", {}, text.meaning),
-      el("p", { class: "formula" }, text.formula),
-      el("p", { class: "source" }, `Source: ${text.source}`),
-    );
+    this.#fill(text);
     this.owner = button;
     this.box.showPopover();
     button.setAttribute("aria-expanded", "true");
     return this.#place(button.getBoundingClientRect());
+  }
+
+  // New numbers for the text that is open, if it is this button's.
+  refresh(button, text) {
+    if (this.owner === button && this.box.matches(":popover-open")) this.#fill(text);
+  }
+
+  #fill(text) {
+    this.box.replaceChildren(
+      el("strong", {}, text.title),
+      el("p", {}, text.meaning),
+      ...(text.formula ? [el("p", { class: "formula" }, text.formula)] : []),
+      ...(text.source ? [el("p", { class: "source" }, `Source: ${text.source}`)] : []),
+    );
   }
 
   #place({ left, bottom, top }) {

@@ -94,6 +94,7 @@ class Live {
     this.token = token;
     this.store = new Store(1, 16);
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
+    this.truth = null; // {serial, identities}
     this.recording = null;
     this.asked = false;
     this.pulling.stop();
@@ -113,7 +114,8 @@ class Live {
   #address() {
     const { epoch, version } = this.header;
     const base = new URL(`${this.component.data.base}/../run/${this.token}`, location.href);
-    base.search = new URLSearchParams({ epoch, version, after: this.store.lastStep });
+    const truth = this.truth?.serial ?? 0;
+    base.search = new URLSearchParams({ epoch, version, truth, after: this.store.lastStep });
     return base;
   }
 
@@ -137,6 +139,8 @@ class Live {
       this.view.zoom = null;
       if (this.view.expert >= header.experts) this.view.expert = -1;
     }
+    if (header.epoch !== this.header.epoch) this.truth = null;
+    this.truth = header.truth ?? this.truth;
     if (!firstEpochs.has(this.token)) firstEpochs.set(this.token, header.epoch);
     this.header = header;
     this.store.recipe = header.recipe ?? this.store.recipe;
@@ -210,6 +214,7 @@ class Live {
     const began = performance.now();
     const store = this.shown;
     this.frame.strip.draw(store, this.view, this.#state());
+    this.frame.truth.draw(this.shown === this.recording ? null : (this.truth?.identities ?? null));
     this.frame.toolbar.draw(store, this.#messages());
     // While the mouse button is down Plotly is drawing a zoom box, which a redraw would tear away.
     let count = 0;
@@ -249,6 +254,7 @@ class Live {
       drawn: this.drawn,
       drawMs: this.drawMs,
       marks: store.marks.map((mark) => ({ step: mark.step, label: store.markText(mark) })),
+      truth: this.truth,
       lastError: this.lastError ?? "",
       store,
       view: this.view,

@@ -1,18 +1,22 @@
-// The frame of the charts: strip, toolbar, and a grid of cards.
+// The frame of the charts: numbers, identities, toolbar, and a grid of cards.
 
 import { el } from "./dom.js";
 import { Info } from "./info.js";
 import { Strip } from "./strip.js";
 import { Toolbar } from "./toolbar.js";
+import { Truth } from "./truth.js";
+
+const IDENTITIES = ["E1", "E2", "E3", "E4", "E5", "E6", "E7", "E8"];
 
 export class Page {
   constructor(parent, texts, view) {
     this.root = el("section", { class: "moeviz", "aria-label": "Live charts of the training" });
     this.info = new Info(this.root);
     this.strip = new Strip(texts.numbers, this.info);
+    this.truth = new Truth(IDENTITIES, this.info);
     this.toolbar = new Toolbar(view);
     this.grid = el("div", { class: "grid" });
-    this.root.append(this.strip.root, this.toolbar.root, this.grid);
+    this.root.append(this.strip.root, this.truth.root, this.toolbar.root, this.grid);
     // A space on our own button must not also run or pause the training, which is a shortcut of the page.
     this.root.addEventListener("keydown", (event) => {
       if (event.target.closest("button, select") && event.key !== "Tab") event.stopPropagation();
