@@ -42,7 +42,9 @@ def visitor() -> Visitor:
         speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
         recipe, knobs, notices = fields.from_link({name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
-            notices.append(f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used.")
+            notices.append(
+                f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used."
+            )
         st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
         st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(recipe, knobs)
