@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ SECOND = 1000
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def address():
-    """A server of our own, started with the README's command."""
+@contextmanager
+def serving():
+    """A server of our own, started with the README's command; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,6 +46,12 @@ def address():
         printed = server.communicate(timeout=30)[0].decode()
     assert "Traceback" not in printed, printed
     assert f"http://127.0.0.1:{port}" in printed, "the address is printed"
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +326,12 @@ def test_everything_that_matters_fits_a_projector(new_page):
         box = chart.bounding_box()
         assert box["y"] + box["height"] <= 800, "the six charts fit without scrolling"
     assert page.get_by_text("Token dropping", exact=True).bounding_box()["y"] < 800
+
+
+def test_the_first_visitor_of_a_server_may_open_any_page(browser):
+    with serving() as address:
+        page = browser.new_page()
+        page.goto(address + "formulas")
+        expect(page.get_by_role("heading", name="Formulas and code")).to_be_visible()
+        expect(page.get_by_role("link", name="Playground", exact=True)).to_be_visible()
+        page.context.close()

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from streamlit import config, net_util
+from streamlit.runtime.pages_manager import PagesManager
 from streamlit.web.server import server_util
 
 from moeviz.host import Host
@@ -26,6 +27,9 @@ def host() -> Host:
 async def lifespan(app: Any) -> AsyncIterator[None]:
     """Start the workers with the server, so that they are ready when the first visitor presses Run."""
     host()
+    # A folder named pages/ switches Streamlit's old navigation on until `st.navigation` first runs: whoever opened
+    # another page than the first on a fresh server would get that one without the frame.
+    PagesManager.uses_pages_directory = False
     gc.collect()
     gc.freeze()  # what was imported stays for good: later collections need not look at it again
     print(_greeting(), flush=True)
