@@ -42,22 +42,22 @@ def keep(
     """
     T, K = chosen_TK.shape
     bins = knobs.num_devices if knobs.token_dropping == "device" else num_experts
-    limit = capacity(T, K if valid_TK is None else knobs.top_k, bins, knobs.capacity_factor)
+    limit = capacity(T, knobs.top_k, bins, knobs.capacity_factor)
     bin_TK = chosen_TK // (num_experts // bins)
     if valid_TK is not None:
         bin_TK = bin_TK.where(valid_TK, bins)  # padding queues in a bin of its own
     protected_P = protected_T.repeat_interleave(K)
-    rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_P, bins + 1)
+    rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_P)
     kept_TK = (rank_P < limit).logical_or_(protected_P).view(T, K)
     return kept_TK if valid_TK is None else kept_TK & valid_TK
 
 
-def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor, bins: int) -> Tensor:
+def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor) -> Tensor:
     """Place of each pair in its bin's queue: protected first, then by affinity; ties keep the earlier pair."""
     by_affinity = affinity_P.argsort(descending=True, stable=True)
     queue = (2 * bin_P + ~protected_P)[by_affinity]
     order = by_affinity[queue.argsort(stable=True)]
-    size_B = torch.bincount(bin_P, minlength=bins)
+    size_B = torch.bincount(bin_P)
     start_B = size_B.cumsum(0) - size_B
     rank_P = torch.empty_like(bin_P)
     rank_P[order] = torch.arange(len(bin_P), device=bin_P.device) - start_B[bin_P[order]]

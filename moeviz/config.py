@@ -172,7 +172,7 @@ class Knobs:
     mtp_weight: float = _setting(
         0.3, "weight of the loss on tokens further ahead, lambda (text task with mtp_depth > 0)", low=0.0, high=10.0
     )
-    probe_every: int = _setting(20, "steps between two probes of interference; 0 = never", low=0, high=10_000)
+    probe_every: int = _setting(40, "steps between two probes of interference; 0 = never", low=0, high=10_000)
     learning_rate: float = _setting(3e-3, "AdamW's learning rate, after 20 steps of warm-up", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:

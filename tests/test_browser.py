@@ -159,7 +159,7 @@ def test_collapse_and_recovery_by_hand(new_page):
     page.keyboard.press("End")
     until(page, "m.marks.some(mark => mark.label === 'u 0.003 → 0.1')")
 
-    page.get_by_role("radio", name="softmax").click()
+    choose(page, "Gating", "softmax")
     until(page, "m.marks.some(mark => mark.label === 'gating sigmoid → softmax')")
     assert "gating=softmax" in page.evaluate("location.search")
 

@@ -54,14 +54,13 @@ def _preset(knobs: Knobs) -> None:
 
 
 def _gating() -> None:
-    st.segmented_control(
+    choices = KNOB_FIELDS["gating"].metadata["choices"]
+    st.selectbox(
         "Gating",
-        KNOB_FIELDS["gating"].metadata["choices"],
+        choices,
+        choices.index(Knobs().gating),
         key="gating",
-        default=Knobs().gating,
-        required=True,
         format_func=fields.LABELS["gating"].get,
-        width="stretch",
         bind="query-params",
         help="Softmax: experts share one sum (DeepSeek-V2). Sigmoid: each is scored on its own (DeepSeek-V3). "
         "√softplus: the same without an upper end (DeepSeek-V4).",
