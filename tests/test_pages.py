@@ -102,13 +102,15 @@ def in_the_open(at):
     return [slider.key for slider in at.sidebar.select_slider if slider.key not in behind]
 
 
-def test_the_strength_of_a_loss_that_is_on_stands_in_the_open_and_of_any_other_under_more():
+def test_the_strength_of_the_only_loss_stands_in_the_open_and_of_several_under_more():
     at = open_page()
     assert in_the_open(at) == ["u"]
     at.selectbox(key="balancing_choice").select("aux_loss").run()
     assert in_the_open(at) == ["u", "alpha"]
     at.select_slider(key="alpha_z").set_value(1e-4).run()
-    assert in_the_open(at) == ["u", "alpha", "alpha_z"]
+    assert in_the_open(at) == ["u"]
+    assert "2 losses are on" in " ".join(caption.value for caption in at.sidebar.caption)
+    assert {"alpha", "alpha_z"} <= {slider.key for slider in at.select_slider}
     at.select_slider(key="alpha").set_value(0.0).run()
     assert in_the_open(at) == ["u", "alpha_z"]
     assert run_of(at).knobs == Knobs(alpha_z=1e-4)

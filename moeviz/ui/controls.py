@@ -83,9 +83,16 @@ def _balancing(knobs: Knobs) -> None:
     if acts("u", knobs):
         st.caption(f"Reach u × steps: {show(100 * knobs.u)} in 100 steps")
     else:
-        st.caption("Needs a balancing with a bias that moves by u.")
-    for loss in knobs.losses:
+        st.caption("Needs a bias that moves by u.")
+    if loss := _loss_in_the_open(knobs):
         _alpha(loss)
+    elif knobs.losses:
+        st.caption(f"{len(knobs.losses)} losses are on: their strengths are under More.")
+
+
+def _loss_in_the_open(knobs: Knobs) -> str | None:
+    # One slider has room beside the famous controls; several would push them off a projector's screen.
+    return knobs.losses[0] if len(knobs.losses) == 1 else None
 
 
 def _choose_balancing() -> None:
@@ -205,7 +212,7 @@ def _rules_and_losses(knobs: Knobs) -> None:
     _slider("damping", "Damping of the quantile rule", disabled=not acts("damping", knobs))
     _count("freeze_after", "Freeze the bias after step", knobs)
     for loss in strategies.LOSSES:
-        if loss not in knobs.losses:  # those that are on stand in the open
+        if loss != _loss_in_the_open(knobs):
             _alpha(loss)
 
 
