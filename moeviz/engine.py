@@ -112,20 +112,9 @@ class Engine:
                 step does not count. The next step under other knobs begins from the last good state.
         """
         if knobs != self.knobs:
-            check(self.recipe, knobs)
-            self.knobs, self._unchecked = knobs, True
-            if self._failed:
-                self._go_back()
-            self.bias = balance.under(self.bias, knobs.bias_rule)
+            self._turn(knobs)
         batch = self.task.batch(self._data)
-        try:
-            with truth.watching(self.model.layers if self._truth_is_due() else ()) as seen:
-                hidden_Td, routings, kept_load_LE = self.model.hidden(
-                    batch.inputs, self.bias_LE, knobs, self._protected(), batch.token_id_T
-                )
-        except SettingsError as cause:
-            self._failed = True
-            raise TrainingDiverged(f"Training diverged at step {self.step_number + 1}: {cause}") from cause
+        seen, hidden_Td, routings, kept_load_LE = self._forward(batch)
         task_loss = self.task.loss(self.model.predict(hidden_Td), batch.targets)
         added_loss = balance.added_loss(routings, knobs, self.recipe.num_sequences)
         loss = float(task_loss.detach())
@@ -148,6 +137,24 @@ class Engine:
         self._recent.append(load_LE)
         self._lately.append(load_LE)
         return snapshot
+
+    def _turn(self, knobs: Knobs) -> None:
+        check(self.recipe, knobs)
+        self.knobs, self._unchecked = knobs, True
+        if self._failed:
+            self._go_back()
+        self.bias = balance.under(self.bias, knobs.bias_rule)
+
+    def _forward(self, batch: Batch) -> tuple[list[truth.Layer], Tensor, list[Routing], Tensor]:
+        """What the identities need if they are due, the last hidden state, the routings and the kept loads."""
+        try:
+            with truth.watching(self.model.layers if self._truth_is_due() else ()) as seen:
+                return seen, *self.model.hidden(
+                    batch.inputs, self.bias_LE, self.knobs, self._protected(), batch.token_id_T
+                )
+        except SettingsError as cause:
+            self._failed = True
+            raise TrainingDiverged(f"Training diverged at step {self.step_number + 1}: {cause}") from cause
 
     def evaluate(self) -> float:
         """Task loss on held-out tokens. Evaluation never drops."""
