@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench recording clean
+.PHONY: help run test lint format bench mutants recording clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,8 +41,20 @@ bench: $(VENV)/.dev ## measure, side by side, and print ratios
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.commands
 
+# Not part of `make test`, and its tool no part of what tests need. One thread, since a fork of a process with more may
+# wait forever and would count as noticed. ONLY='moeviz.capacity*' measures one file.
+mutants: $(VENV)/.dev ## change the rules one token at a time and print how much their tests notice
+	$(BIN)/python -m pip install --quiet 'mutmut>=3.8,<3.9'
+	rm -rf mutants
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run --max-children 2 $(if $(ONLY),'$(ONLY)') > /dev/null
+	$(BIN)/python -m mutmut results --all true | grep -v 'not checked' > mutants/results.txt
+	@grep -E ': (survived|no tests|suspicious)' mutants/results.txt || true
+	@awk -F'[.:] *' '{all[$$2]++; if ($$NF ~ /^(killed|timeout|segfault)$$/) dead[$$2]++} \
+	  END {for (file in all) printf "%s.py: %d of %d noticed, %.1f %%\n", file, dead[file], all[file], 100 * dead[file] / all[file]}' \
+	  mutants/results.txt
+
 recording: $(VENV)/.run ## record again the start that a visitor sees first
 	$(BIN)/python -m moeviz record moeviz/live/static/start.bin
 
 clean: ## remove what the commands above made
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) mutants .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -138,13 +139,11 @@ def _relative_shortfall(load_LE: Tensor) -> Tensor:
     return _shortfall(load_LE) / load_LE.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _by_load(rule: Callable[[Tensor, Tensor, float], Tensor]) -> Rule:
-    """A rule that needs no more than the bias, the load and u."""
-
-    def step(state: BiasState, routings: list[Routing], knobs: Knobs) -> BiasState:
-        return replace(state, bias_LE=rule(state.bias_LE, _loads(routings), knobs.u))
-
-    return step
+def _by_load(
+    rule: Callable[[Tensor, Tensor, float], Tensor], state: BiasState, routings: list[Routing], knobs: Knobs
+) -> BiasState:
+    """A step of a rule that needs no more than the bias, the load and u."""
+    return replace(state, bias_LE=rule(state.bias_LE, _loads(routings), knobs.u))
 
 
 def _momentum(state: BiasState, routings: list[Routing], knobs: Knobs) -> BiasState:
@@ -163,12 +162,12 @@ def _loads(routings: list[Routing]) -> Tensor:
 
 Rule = Callable[[BiasState, list[Routing], Knobs], BiasState]
 BIAS_RULES: dict[str, Rule] = {
-    "none": _by_load(no_rule),
-    "sign": _by_load(sign_rule),
-    "proportional": _by_load(proportional_rule),
-    "sign_centred": _by_load(sign_centred_rule),
-    "rms": _by_load(rms_rule),
-    "multiplicative": _by_load(sign_rule),
+    "none": partial(_by_load, no_rule),
+    "sign": partial(_by_load, sign_rule),
+    "proportional": partial(_by_load, proportional_rule),
+    "sign_centred": partial(_by_load, sign_centred_rule),
+    "rms": partial(_by_load, rms_rule),
+    "multiplicative": partial(_by_load, sign_rule),
     "momentum": _momentum,
     "quantile": _quantile,
 }
@@ -185,7 +184,7 @@ def added_loss(routings: list[Routing], knobs: Knobs, num_sequences: int) -> Ten
     return total
 
 
-def batch_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = None) -> Tensor:
+def batch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """sum_i f_i P_i over all tokens of the batch (arXiv 2408.15664, eq. 2; batch-wise as in arXiv 2412.19437, 4.5.3).
 
     f_i = E/(K T) * count_i carries no gradient; P_i = mean over tokens of s_i / sum_j s_j. It is 1 when P is uniform,
@@ -194,7 +193,7 @@ def batch_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = N
     return (_relative(routing.load_E, routing) * _share(routing.scores_TE).mean(0)).sum()
 
 
-def sequence_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = None) -> Tensor:
+def sequence_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """The same within each sequence, then the mean over sequences (arXiv 2412.19437, eq. 17-20).
 
     f counts the plain top-K of the unbiased affinities, without groups (eq. 18); with expert choice, what was chosen.
@@ -208,7 +207,7 @@ def sequence_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None 
     return (f_SE * _share(scores_SNE).mean(1)).sum(-1).mean()
 
 
-def switch_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = None) -> Tensor:
+def switch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """E sum_i f_i P_i, f_i = share of the tokens whose first choice is i (arXiv 2101.03961, eq. 4-6).
 
     Without K, since only one choice is counted.
@@ -217,7 +216,7 @@ def switch_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = 
     return (_relative(first_E, routing) * _share(routing.scores_TE).mean(0)).sum()
 
 
-def gshard_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = None) -> Tensor:
+def gshard_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """(1/E) sum_i (c_i / S) m_i in each group of S tokens, c_i counting first choices (arXiv 2006.16668, algorithm 1).
 
     The paper's groups of tokens, dispatched independently, are our sequences; the mean over them is taken. It is
@@ -250,7 +249,7 @@ def communication_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Te
     D = knobs.num_devices
     device_TK = routing.chosen_TK // (E // D)
     reached_TD = routing.scores_TE.new_zeros(T, D)
-    valid_TK = torch.ones_like(device_TK, dtype=torch.bool) if routing.valid_TK is None else routing.valid_TK
+    valid_TK = torch.ones_like(device_TK) if routing.valid_TK is None else routing.valid_TK
     reached_TD.scatter_add_(1, device_TK, valid_TK.to(reached_TD.dtype)).clamp_(max=1)
     limited = knobs.router == "top_k" and knobs.num_groups == D
     M = min(knobs.top_k, knobs.groups_kept if limited else D)
@@ -258,7 +257,7 @@ def communication_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Te
     return (f_D * _share(routing.scores_TE).mean(0).view(D, -1).sum(-1)).sum()
 
 
-def z_loss(routing: Routing, num_sequences: int = 1, knobs: Knobs | None = None) -> Tensor:
+def z_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, eq. 5)."""
     return routing.logits_TE.logsumexp(-1).square().mean()
 

@@ -21,7 +21,7 @@ GLOBAL_WINDOW = 100  # steps whose load is summed for the global MaxVio of a sna
 def max_vio(load_E: np.ndarray) -> np.ndarray:
     """(max load - mean load) / mean load over the last axis (arXiv 2408.15664, eq. 4); 0 without any load."""
     mean = load_E.mean(-1)
-    return np.divide(load_E.max(-1) - mean, mean, out=np.zeros_like(mean, dtype=float), where=mean > 0)
+    return np.divide(load_E.max(-1) - mean, mean, out=np.zeros_like(mean), where=mean > 0)
 
 
 def max_vio_global(load_NLE: np.ndarray) -> np.ndarray:
@@ -29,7 +29,7 @@ def max_vio_global(load_NLE: np.ndarray) -> np.ndarray:
 
     What one batch lacks another may have, so for batches of one size it is never above the mean of their own MaxVio.
     """
-    return max_vio(load_NLE.sum(0, dtype=np.int64))
+    return max_vio(load_NLE.sum(0))
 
 
 def mean_and_worst(value_L: np.ndarray) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def relative_load(joint_EC: np.ndarray) -> np.ndarray:
 
     1 is balanced, each domain's mean over experts is 1; NaN for a domain of which there was no token.
     """
-    mean_C = joint_EC.mean(-2, keepdims=True)
+    mean_C = joint_EC.mean(0)
     return np.divide(joint_EC, mean_C, out=np.full(joint_EC.shape, math.nan), where=mean_C > 0)
 
 

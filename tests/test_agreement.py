@@ -207,7 +207,7 @@ def test_their_balance_loss_is_k_times_ours_on_one_layer(top_k):
     logits_TE = torch.randn(T, E, generator=torch.Generator().manual_seed(top_k)) * 2
     routing = route(logits_TE, torch.zeros(E), _softmax(top_k, norm=True))
     theirs = load_balancing_loss_func((logits_TE,), E, top_k)
-    torch.testing.assert_close(theirs, top_k * batch_loss(routing, 1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(theirs, top_k * batch_loss(routing, 1, Knobs()), rtol=1e-5, atol=0)
 
 
 # Where they differ. Each test shows the difference, so that a new version of theirs cannot take it away in silence.
@@ -240,7 +240,7 @@ def test_on_random_layers_their_pooled_loss_is_the_product_of_means_and_ours_the
 def test_their_balance_loss_on_bfloat16_logits_rounds_the_probabilities_and_ours_does_not():
     draw = torch.Generator().manual_seed(0)
     logits_TE = (torch.randn(T, E, generator=draw) + 2 * torch.randn(E, generator=draw)).bfloat16()
-    ours = 2 * batch_loss(route(logits_TE, torch.zeros(E), _softmax(2, norm=True)), 1)
+    ours = 2 * batch_loss(route(logits_TE, torch.zeros(E), _softmax(2, norm=True)), 1, Knobs())
     exact = load_balancing_loss_func((logits_TE.float(),), E, 2)
     rounded = load_balancing_loss_func((logits_TE,), E, 2)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=0)

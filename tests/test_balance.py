@@ -115,6 +115,12 @@ def test_every_rule_goes_as_far_as_its_formula_spoken_aloud(rule, load, u, seed)
         assert moved[layer].tolist() == pytest.approx(spoken_step(rule, counts, u), abs=1e-6 * u)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in BY_LOAD if rule != "none"])
+def test_a_single_pair_is_a_load_like_any_other(rule):
+    moved = after(rule, torch.zeros(1, 4, dtype=torch.float64), torch.tensor([[0, 1, 0, 0]]), 0.5)
+    assert moved[0].tolist() == pytest.approx(spoken_step(rule, [0, 1, 0, 0], 0.5))
+
+
 @pytest.mark.parametrize("rule", ["proportional", "rms", "sign_centred", "momentum"])
 @given(load=LOADS, seed=st.integers(0, 1000))
 def test_centred_rules_keep_the_sum_of_the_bias(rule, load, seed):
@@ -307,6 +313,37 @@ def test_a_rule_leaves_the_bias_it_was_given_as_it_was(rule):
     assert same(state, before)
     assert moved.bias_LE.dtype == torch.float32
     assert not moved.bias_LE.requires_grad
+
+
+def test_a_bias_that_may_learn_for_one_step_rests_from_the_second_on():
+    state, knobs = a_state("sign"), Knobs(bias_rule="sign", freeze_after=1)
+    moves = [not same(balance.update(state, a_batch(), knobs, step), state) for step in (1, 2, 3)]
+    assert moves == [True, False, False]
+
+
+def test_quantile_balancing_has_a_damping_and_no_speed():
+    """u belongs to the rules that step; a u of 0 must not stop the one that has none."""
+    state, knobs = a_state("quantile"), Knobs(bias_rule="quantile")
+    moved, without_speed = (balance.update(state, a_batch(), at, 1) for at in (knobs, replace(knobs, u=0.0)))
+    assert same(moved, without_speed)
+    assert not same(moved, state)
+
+
+def test_from_step_to_step_momentum_is_not_forgotten():
+    """Under the same load the second move is m/2 + d/2 with m = d/2: half as long again as the first."""
+    knobs, places = Knobs(bias_rule="momentum"), [balance.start(2, 8, "momentum")]
+    for step in (1, 2):
+        places.append(balance.update(places[-1], a_batch(), knobs, step))
+    first, second = places[1].bias_LE - places[0].bias_LE, places[2].bias_LE - places[1].bias_LE
+    assert first.abs().max() > 0
+    torch.testing.assert_close(second, 1.5 * first)
+
+
+def test_a_bias_lies_on_the_device_it_was_started_on_under_any_rule():
+    """`meta` stands for any device that is not the default one."""
+    state = balance.start(2, 8, "sign", "meta")
+    for moved in (state, *(balance.under(state, rule) for rule in BIAS_RULES)):
+        assert moved.bias_LE.device.type == moved.momentum_LE.device.type == "meta"
 
 
 def test_no_rule_means_no_bias():
@@ -576,9 +613,10 @@ def test_weights_of_zero_add_nothing_and_two_losses_add_up(loss):
 @pytest.mark.parametrize("gating", strategies.AFFINITIES)
 def test_logits_of_any_size_cost_a_finite_loss(loss, gating):
     knobs = Knobs(**{LOSS_WEIGHTS[loss]: 0.1}, gating=gating)
-    for size in (1e38, -1e38):
+    for size in (1e38, -1e38, -50.0):  # at -50 affinities are near what is added to their sum
         logits = torch.full((8, 4), size).requires_grad_()
         added = added_loss([a_routing(knobs, experts=4, logits=logits)], knobs, 2)
         added.backward()
         assert added.isfinite()
+        assert added >= 0
         assert logits.grad.isfinite().all()

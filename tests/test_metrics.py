@@ -65,6 +65,12 @@ def test_fan_out_is_the_mean_number_of_groups_a_token_touches(groups, size, toke
     assert fan_out(chosen, experts, groups) == pytest.approx(sum(touched) / tokens)
 
 
+def test_no_tokens_touch_as_few_groups_as_there_are_to_touch():
+    """One, as on a single node: the same as in an empty batch of a router without groups."""
+    nobody = np.zeros((0, 2), dtype=np.int64)
+    assert fan_out(nobody, 8, 4) == fan_out(nobody, 8, 1) == 1.0
+
+
 # --- over batches and layers -----------------------------------------------------------------------------------------
 
 
@@ -201,6 +207,18 @@ def test_each_layer_has_a_specialisation_of_its_own_and_nothing_tells_nothing():
     np.testing.assert_allclose(specialisation(joint), [1, 0, math.nan, math.nan], atol=1e-12)
 
 
+@given(JOINTS, st.integers(0, 2**32 - 1))
+def test_what_a_layer_tells_does_not_depend_on_the_layers_beside_it(joint, seed):
+    layers = np.stack([joint, np.random.default_rng(seed).permutation(joint.ravel()).reshape(joint.shape)])
+    for measure in (mutual_information, specialisation):
+        np.testing.assert_allclose(measure(layers), [measure(layer) for layer in layers], atol=1e-12)
+
+
+def test_experts_never_tell_more_than_there_is_to_know_not_even_by_rounding():
+    shares = [float(specialisation(np.diag([a, b, c]))) for a in (1, 2, 3) for b in (5, 7, 9) for c in (5, 9, 10)]
+    assert max(shares) == 1.0
+
+
 def test_by_chance_alone_information_lies_above_zero_as_far_as_is_said():
     draw, experts, domains, pairs = np.random.default_rng(0), 6, 5, 4000
     found = [
@@ -250,11 +268,23 @@ def test_without_a_gradient_there_is_no_angle():
     assert interference(some, zero)[0] == math.inf
     for added, task in ((zero, some), (some, zero), (zero, zero), (none, none)):
         assert math.isnan(interference(added, task)[1])
+    assert interference(zero, 1e-3 * some)[0] == 0.0, "a small gradient is one too"
+    assert interference(1e-3 * some, zero)[0] == math.inf
     assert math.isnan(interference(zero, zero)[0])
     assert math.isnan(interference(none, none)[0])
 
 
+def test_a_cosine_is_never_past_one_not_even_by_rounding():
+    draw = np.random.default_rng(0)
+    vectors = [draw.normal(size=3) for _ in range(200)]
+    assert max(interference(vector, vector)[1] for vector in vectors) == 1.0
+    assert min(interference(vector, -vector)[1] for vector in vectors) == -1.0
+
+
 def test_lengths_past_the_square_root_of_the_largest_float_are_still_measured():
+    huge, plain = np.array([3e30, 4e30], np.float32), np.array([0.0, 5.0], np.float32)
+    assert interference(huge, plain) == (pytest.approx(1e30), pytest.approx(0.8))
+    assert interference(plain, huge) == (pytest.approx(1e-30), pytest.approx(0.8))
     ratio, cosine = interference(np.array([3e30, 4e30], np.float32), np.array([5e-30, 0], np.float32))
     assert ratio == pytest.approx(1e60)
     assert cosine == pytest.approx(0.6)
@@ -320,6 +350,13 @@ def test_the_fair_router_is_cached_and_always_the_same():
     assert fair_router(128, 2, 8) is first
     fair_router.cache_clear()
     assert fair_router(128, 2, 8) == first
+
+
+def test_a_single_choice_is_as_unfair_as_a_load_can_be():
+    """One expert has all of it, sixteen times the mean, and the others nothing, also where that is the last of them."""
+    fair_router.cache_clear()  # or a mutant would be shown what the right code has left there
+    fair = fair_router(1, 1, 16)
+    assert (fair.max_vio, fair.max_vio_p95, fair.min_load_p05) == (15.0, 15.0, 0.0)
 
 
 def test_choosing_everybody_is_perfectly_fair():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from moeviz import strategies
 from moeviz.config import Knobs, Recipe, SettingsError, check
-from moeviz.routing import AFFINITIES, ROUTERS, affinity, hash_table, route
+from moeviz.routing import AFFINITIES, ROUTERS, affinity, expert_choice, hash_table, hashed, route
 
 GATINGS = tuple(strategies.AFFINITIES)
 
@@ -227,17 +227,19 @@ def test_half_precision_logits_are_computed_on_in_float32(dtype, gating):
     assert half.scores_TE.dtype == half.gates_TK.dtype == torch.float32
     assert torch.equal(half.scores_TE, full.scores_TE)
     assert torch.equal(half.chosen_TK, full.chosen_TK)
+    assert torch.equal(affinity(logits, gating), full.scores_TE), "also where somebody only looks"
     for token, row in enumerate(logits.double().tolist()):
         assert half.scores_TE[token].tolist() == pytest.approx(spoken_scores(row, gating), rel=1e-5)
 
 
 @pytest.mark.parametrize("gating", GATINGS)
 @pytest.mark.parametrize("norm_topk", [True, False])
-@pytest.mark.parametrize("pattern", ["all high", "all low", "one high", "one low", "mixed"])
+@pytest.mark.parametrize("pattern", ["all high", "all low", "all faint", "one high", "one low", "mixed"])
 def test_finite_logits_of_any_size_give_finite_gates(pattern, norm_topk, gating):
     logits = {
         "all high": torch.full((3, 8), 1e38),
         "all low": torch.full((3, 8), -1e38),
+        "all faint": torch.full((3, 8), -50.0),  # affinities near what is added to their sum
         "one high": torch.eye(8)[:3] * 1e38,
         "one low": torch.eye(8)[:3] * -1e38,
         "mixed": torch.linspace(-1, 1, 24).view(3, 8) * 3e38,
@@ -458,7 +460,7 @@ def test_hash_routing_is_as_even_as_the_token_ids_are_frequent():
 
 
 def test_a_hash_router_without_token_ids_says_what_it_needs():
-    with pytest.raises(ValueError, match="token_id_T, a number from 0 to 255"):
+    with pytest.raises(ValueError, match=r"^router=hash needs token_id_T, a number from 0 to 255"):
         route(torch.zeros(3, 4), torch.zeros(4), Knobs(router="hash"))
 
 
@@ -467,3 +469,11 @@ def test_no_tokens_make_no_load_with_any_router(router):
     routing = route(torch.zeros(0, 8), torch.zeros(8), Knobs(router=router), torch.zeros(0, dtype=torch.long))
     assert routing.chosen_TK.shape == routing.gates_TK.shape == (0, 2)
     assert routing.load_E.tolist() == [0] * 8
+
+
+def test_what_a_router_looks_up_lies_where_its_scores_lie():
+    """`meta` stands for any device that is not the one where tables are made."""
+    elsewhere = torch.zeros(3, 4, device="meta")
+    chosen, _ = hashed(elsewhere, elsewhere[0], Knobs(router="hash"), torch.zeros(3, dtype=torch.long, device="meta"))
+    nobody, _ = expert_choice(elsewhere[:0], elsewhere[0], Knobs(router="expert_choice"), None)
+    assert chosen.device == nobody.device == elsewhere.device

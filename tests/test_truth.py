@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -281,7 +282,7 @@ def test_e4_goes_red_when_a_token_counts_twice_for_one_expert():
 
 
 def test_e5_goes_red_when_the_sign_is_flipped(monkeypatch):
-    wrong = balance._by_load(lambda bias_LE, load_LE, u: balance.sign_rule(bias_LE, load_LE, -u))
+    wrong = partial(balance._by_load, lambda bias_LE, load_LE, u: balance.sign_rule(bias_LE, load_LE, -u))
     monkeypatch.setitem(balance.BIAS_RULES, "sign", wrong)
     assert red(trained(GROUPED).truth) == {"E5"}
 
