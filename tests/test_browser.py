@@ -306,6 +306,18 @@ def test_expert_choice_sees_the_future_in_red(new_page):
     expect(page.locator(".info-box")).to_contain_text("earlier ones go elsewhere")
 
 
+def test_more_stays_open_while_sliders_come_and_go_above_it(new_page):
+    page = new_page()
+    page.get_by_text("More", exact=True).click()
+    expect(page.get_by_text("Experts per token K")).to_be_visible()
+    choose(page, "Balancing", "Auxiliary loss")
+    expect(page.get_by_role("slider", name="Loss α over the batch")).to_be_visible()
+    expect(page.get_by_text("Experts per token K")).to_be_visible()
+    page.get_by_role("radio", name="expert", exact=True).click()
+    expect(page.get_by_role("slider", name="Capacity factor")).to_be_visible()
+    expect(page.get_by_text("Experts per token K")).to_be_visible()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_one_readable_column(new_page, scheme):
     page = new_page(color_scheme=scheme)

@@ -25,9 +25,12 @@ def sidebar() -> session.Visitor:
     with st.sidebar:
         _preset(me.knobs)
         _gating()
-        _balancing(me.knobs)
+        # Sliders come and go in two of these. Containers keep them from shifting what follows, so "More" stays open.
+        with st.container():
+            _balancing(me.knobs)
         _groups(me.recipe, me.knobs)
-        _dropping(me.recipe, me.knobs)
+        with st.container():
+            _dropping(me.recipe, me.knobs)
         with st.expander("More"):
             _more(me.recipe, me.knobs)
             _recipe(me.recipe)
