@@ -2,7 +2,8 @@
 
 Bias rules run once per optimizer step, on the load of the whole training batch. Losses are added to the task loss:
 each per layer, then averaged over layers; any of them may be on at the same time. Shapes: T tokens in S sequences of N,
-E experts, K experts per token, D devices of E/D experts each, L layers.
+E experts, K experts per token, D devices of E/D experts each, L layers. Twins, runs trained together, are one more
+axis in front: losses then have one value per twin, and u and damping may be tensors of shape (twins, 1, 1).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moeviz.config import LOSS_WEIGHTS, Knobs
-from moeviz.routing import Routing
+from moeviz.routing import Routing, best_first, tally
 
 # --- the bias --------------------------------------------------------------------------------------------------------
 
@@ -55,11 +56,14 @@ def update(state: BiasState, routings: list[Routing], knobs: Knobs, step: int) -
     no bias acts: with expert choice and hash routing.
     """
     state = under(state, knobs.bias_rule)
+    return BIAS_RULES[knobs.bias_rule](state, routings, knobs) if moves(knobs, step) else state
+
+
+def moves(knobs: Knobs, step: int) -> bool:
+    """Whether the bias moves in this step at all."""
     frozen = 0 < knobs.freeze_after < step
     speed = knobs.damping if knobs.bias_rule == "quantile" else knobs.u
-    if frozen or speed == 0 or knobs.router != "top_k":
-        return state
-    return BIAS_RULES[knobs.bias_rule](state, routings, knobs)
+    return not frozen and speed != 0 and knobs.router == "top_k"
 
 
 def no_rule(bias_LE: Tensor, load_LE: Tensor, u: float) -> Tensor:
@@ -116,11 +120,11 @@ def quantile_rule(bias_LE: Tensor, scores_LTE: Tensor, top_k: int, damping: floa
     A token takes an expert whose s + b exceeds its threshold a, the (K+1)-th largest. The wanted bias puts exactly
     T K / E tokens above: it is minus the (T K / E + 1)-th largest of s - a over tokens, centred. Groups are ignored.
     """
-    T, E = scores_LTE.shape[1:]
+    T, E = scores_LTE.shape[-2:]
     if T == 0 or top_k >= E:
         return bias_LE
-    a_LT1 = (scores_LTE + bias_LE[:, None]).topk(top_k + 1, dim=-1).values[:, :, -1:]
-    wanted_LE = -(scores_LTE - a_LT1).topk(T * top_k // E + 1, dim=1).values[:, -1]
+    a_LT1 = (scores_LTE + bias_LE.unsqueeze(-2)).topk(top_k + 1, dim=-1).values[..., -1:]
+    wanted_LE = -(scores_LTE - a_LT1).topk(T * top_k // E + 1, dim=-2).values[..., -1, :]
     wanted_LE = wanted_LE - wanted_LE.mean(-1, keepdim=True)
     return bias_LE + damping * (wanted_LE - bias_LE)
 
@@ -152,12 +156,12 @@ def _momentum(state: BiasState, routings: list[Routing], knobs: Knobs) -> BiasSt
 
 
 def _quantile(state: BiasState, routings: list[Routing], knobs: Knobs) -> BiasState:
-    scores_LTE = torch.stack([routing.scores_TE.detach() for routing in routings])
+    scores_LTE = torch.stack([routing.scores_TE.detach() for routing in routings], dim=-3)
     return replace(state, bias_LE=quantile_rule(state.bias_LE, scores_LTE, knobs.top_k, knobs.damping))
 
 
 def _loads(routings: list[Routing]) -> Tensor:
-    return torch.stack([routing.load_E for routing in routings])
+    return torch.stack([routing.load_E for routing in routings], dim=-2)
 
 
 Rule = Callable[[BiasState, list[Routing], Knobs], BiasState]
@@ -177,10 +181,10 @@ BIAS_RULES: dict[str, Rule] = {
 
 def added_loss(routings: list[Routing], knobs: Knobs, num_sequences: int) -> Tensor:
     """The sum of all losses that are on, each times its weight and averaged over layers; 0 when none is."""
-    total = routings[0].scores_TE.new_zeros(())
+    total = routings[0].scores_TE.new_zeros(routings[0].scores_TE.shape[:-2])
     for name in knobs.losses:
         per_layer = [LOSSES[name](routing, num_sequences, knobs) for routing in routings]
-        total = total + getattr(knobs, LOSS_WEIGHTS[name]) * torch.stack(per_layer).mean()
+        total = total + getattr(knobs, LOSS_WEIGHTS[name]) * torch.stack(per_layer).mean(0)
     return total
 
 
@@ -190,7 +194,7 @@ def batch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     f_i = E/(K T) * count_i carries no gradient; P_i = mean over tokens of s_i / sum_j s_j. It is 1 when P is uniform,
     whatever the load.
     """
-    return (_relative(routing.load_E, routing) * _share(routing.scores_TE).mean(0)).sum()
+    return (_relative(routing.load_E, routing) * _share(routing.scores_TE).mean(-2)).sum(-1)
 
 
 def sequence_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -198,13 +202,13 @@ def sequence_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
 
     f counts the plain top-K of the unbiased affinities, without groups (eq. 18); with expert choice, what was chosen.
     """
-    scores_SNE = routing.scores_TE.view(num_sequences, -1, routing.scores_TE.shape[-1])
+    scores_SNE = routing.scores_TE.unflatten(-2, (num_sequences, -1))
     if routing.valid_TK is None:
-        counted_TK = routing.scores_TE.detach().topk(routing.chosen_TK.shape[1], dim=-1).indices
+        counted_TK = best_first(routing.scores_TE.detach(), routing.chosen_TK.shape[-1])
     else:
         counted_TK = routing.chosen_TK
     f_SE = _relative(_count(counted_TK, routing.valid_TK, routing, num_sequences), routing)
-    return (f_SE * _share(scores_SNE).mean(1)).sum(-1).mean()
+    return (f_SE * _share(scores_SNE).mean(-2)).sum(-1).mean(-1)
 
 
 def switch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -212,8 +216,8 @@ def switch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
 
     Without K, since only one choice is counted.
     """
-    first_E = _first_choices(routing, 1)[0]
-    return (_relative(first_E, routing) * _share(routing.scores_TE).mean(0)).sum()
+    first_E = _first_choices(routing, 1).squeeze(-2)
+    return (_relative(first_E, routing) * _share(routing.scores_TE).mean(-2)).sum(-1)
 
 
 def gshard_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -222,9 +226,9 @@ def gshard_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     The paper's groups of tokens, dispatched independently, are our sequences; the mean over them is taken. It is
     E^2 times the paper's value, so that uniform affinities cost 1 here as in the other losses.
     """
-    scores_SNE = routing.scores_TE.view(num_sequences, -1, routing.scores_TE.shape[-1])
+    scores_SNE = routing.scores_TE.unflatten(-2, (num_sequences, -1))
     f_SE = _relative(_first_choices(routing, num_sequences), routing)
-    return (f_SE * _share(scores_SNE).mean(1)).sum(-1).mean()
+    return (f_SE * _share(scores_SNE).mean(-2)).sum(-1).mean(-1)
 
 
 def device_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -233,9 +237,9 @@ def device_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     The paper's T is one sequence; ours is the batch, where a device's work is decided. Uniform P costs 1: each P' is
     then 1/D and the D means of f average to 1.
     """
-    f_De = _relative(routing.load_E, routing).view(knobs.num_devices, -1)
-    P_De = _share(routing.scores_TE).mean(0).view(knobs.num_devices, -1)
-    return (f_De.mean(-1) * P_De.sum(-1)).sum()
+    f_De = _relative(routing.load_E, routing).unflatten(-1, (knobs.num_devices, -1))
+    P_De = _share(routing.scores_TE).mean(-2).unflatten(-1, (knobs.num_devices, -1))
+    return (f_De.mean(-1) * P_De.sum(-1)).sum(-1)
 
 
 def communication_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -245,21 +249,18 @@ def communication_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Te
     else all D, and in any case no more than its K experts. When every token reaches M devices and every device the
     same number of tokens, T M / D, each f'' is 1 and the loss is the sum of P', 1. Tokens that reach fewer cost less.
     """
-    T, E = routing.scores_TE.shape
+    T, E = routing.scores_TE.shape[-2:]
     D = knobs.num_devices
-    device_TK = routing.chosen_TK // (E // D)
-    reached_TD = routing.scores_TE.new_zeros(T, D)
-    valid_TK = torch.ones_like(device_TK) if routing.valid_TK is None else routing.valid_TK
-    reached_TD.scatter_add_(1, device_TK, valid_TK.to(reached_TD.dtype)).clamp_(max=1)
+    reached_TD = tally(routing.chosen_TK // (E // D), D, routing.valid_TK).clamp_(max=1).to(routing.scores_TE.dtype)
     limited = knobs.router == "top_k" and knobs.num_groups == D
     M = min(knobs.top_k, knobs.groups_kept if limited else D)
-    f_D = reached_TD.sum(0) * (D / (M * max(T, 1)))
-    return (f_D * _share(routing.scores_TE).mean(0).view(D, -1).sum(-1)).sum()
+    f_D = reached_TD.sum(-2) * (D / (M * max(T, 1)))
+    return (f_D * _share(routing.scores_TE).mean(-2).unflatten(-1, (D, -1)).sum(-1)).sum(-1)
 
 
 def z_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return routing.logits_TE.logsumexp(-1).square().mean()
+    return routing.logits_TE.logsumexp(-1).square().mean(-1)
 
 
 def _relative(count_E: Tensor, routing: Routing) -> Tensor:
@@ -275,15 +276,18 @@ def _share(scores: Tensor) -> Tensor:
 
 def _first_choices(routing: Routing, parts: int) -> Tensor:
     """How often each expert is a token's first choice, in each of so many equal parts of the batch."""
-    valid_T1 = None if routing.valid_TK is None else routing.valid_TK[:, :1]
-    return _count(routing.chosen_TK[:, :1], valid_T1, routing, parts)
+    valid_T1 = None if routing.valid_TK is None else routing.valid_TK[..., :1]
+    return _count(routing.chosen_TK[..., :1], valid_T1, routing, parts)
 
 
 def _count(expert_TK: Tensor, valid_TK: Tensor | None, routing: Routing, parts: int) -> Tensor:
     """How often each expert occurs in each of so many equal parts of the batch, shape (parts, E)."""
-    weight_TK = torch.ones_like(expert_TK) if valid_TK is None else valid_TK.to(expert_TK.dtype)
-    count_SE = expert_TK.new_zeros(parts, routing.load_E.numel())
-    return count_SE.scatter_add_(1, expert_TK.reshape(parts, -1), weight_TK.reshape(parts, -1))
+    valid_SP = None if valid_TK is None else _parts(valid_TK, parts)
+    return tally(_parts(expert_TK, parts), routing.load_E.shape[-1], valid_SP)
+
+
+def _parts(column_TK: Tensor, parts: int) -> Tensor:
+    return column_TK.flatten(-2).unflatten(-1, (parts, -1))
 
 
 Loss = Callable[[Routing, int, Knobs], Tensor]

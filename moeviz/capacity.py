@@ -2,6 +2,7 @@
 
 The pairs of lowest unbiased affinity, after DeepSeek-V2 (arXiv 2405.04434, section 2.2.4): a capacity per bin, the
 tokens of some protected sequences exempt. Shapes: T tokens, K experts per token; a bin is an expert or a device.
+Twins, runs trained together, are one more axis in front, and each has bins of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moeviz.config import Knobs
+from moeviz.routing import tally
 
 
 def capacity(tokens: int, top_k: int, bins: int, capacity_factor: float) -> int:
@@ -40,24 +42,28 @@ def keep(
         num_experts: E; with `token_dropping="device"` the bins are `num_devices` contiguous blocks of experts.
         valid_TK: which pairs are no padding (None: all). Padding takes no place and never stays.
     """
-    T, K = chosen_TK.shape
+    *twins, T, _ = chosen_TK.shape
     bins = knobs.num_devices if knobs.token_dropping == "device" else num_experts
     limit = capacity(T, knobs.top_k, bins, knobs.capacity_factor)
     bin_TK = chosen_TK // (num_experts // bins)
     if valid_TK is not None:
         bin_TK = bin_TK.where(valid_TK, bins)  # padding queues in a bin of its own
-    protected_P = protected_T.repeat_interleave(K)
-    rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_P)
-    kept_TK = (rank_P < limit).logical_or_(protected_P).view(T, K)
+    all_bins = bins + 1
+    if twins:
+        bin_TK = bin_TK + torch.arange(twins[0], device=bin_TK.device)[:, None, None] * all_bins
+        all_bins *= twins[0]
+    protected_TK = protected_T.unsqueeze(-1).expand_as(chosen_TK)
+    rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_TK.flatten(), all_bins)
+    kept_TK = (rank_P < limit).view_as(chosen_TK) | protected_TK
     return kept_TK if valid_TK is None else kept_TK & valid_TK
 
 
-def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor) -> Tensor:
+def rank_in_bin(bin_P: Tensor, affinity_P: Tensor, protected_P: Tensor, num_bins: int) -> Tensor:
     """Place of each pair in its bin's queue: protected first, then by affinity; ties keep the earlier pair."""
     by_affinity = affinity_P.argsort(descending=True, stable=True)
     queue = (2 * bin_P + ~protected_P)[by_affinity]
     order = by_affinity[queue.argsort(stable=True)]
-    size_B = torch.bincount(bin_P)
+    size_B = tally(bin_P, num_bins)
     start_B = size_B.cumsum(0) - size_B
     rank_P = torch.empty_like(bin_P)
     rank_P[order] = torch.arange(len(bin_P), device=bin_P.device) - start_B[bin_P[order]]

@@ -43,7 +43,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one layer did with one training batch."""
+    """What one layer did with one run's training batch."""
 
     logits_TE: Tensor
     bias_E: Tensor
@@ -51,6 +51,7 @@ class Layer:
     kept_TK: Tensor | None  # None where nothing could be dropped
     used_TK: Tensor  # the gates that weighted the experts
     reroute: Callable[[Tensor, Tensor, slice], Routing]  # the same router on other logits and bias, of these tokens
+    run: int = 0  # which of several twins
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,11 +166,10 @@ def test_a_run_that_diverges_keeps_its_steps_and_says_so(tmp_path, monkeypatch):
     """No setting on offer makes the toy diverge, so its weights are broken by hand before step 5."""
     descend = Engine._descend
 
-    def break_weights(self, loss, probe):
-        interference = descend(self, loss, probe)
+    def break_weights(self, going):
+        descend(self, going)
         if self.step_number == 3:
             self.model.head.weight.data.fill_(math.nan)
-        return interference
 
     monkeypatch.setattr(Engine, "_descend", break_weights)
     result = call("run", "--steps", 9, "--out", tmp_path / "run.csv", "--json")
@@ -182,10 +181,9 @@ def test_a_run_that_diverges_keeps_its_steps_and_says_so(tmp_path, monkeypatch):
 def test_a_run_that_diverges_at_once_prints_dashes(monkeypatch):
     descend = Engine._descend
 
-    def break_weights(self, loss, probe):
-        interference = descend(self, loss, probe)
+    def break_weights(self, going):
+        descend(self, going)
         self.model.head.weight.data.fill_(math.nan)
-        return interference
 
     monkeypatch.setattr(Engine, "_descend", break_weights)
     result = call("run", "--steps", 9)

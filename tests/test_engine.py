@@ -18,6 +18,7 @@ from moeviz.engine import EVAL_EVERY, WARM_UP_STEPS, Engine, TrainingDiverged, a
 from moeviz.metrics import DEAD_WINDOW, GLOBAL_WINDOW, fair_router, specialisation
 from moeviz.model import MoELayer, ToyMoE, rms_norm
 from moeviz.snapshot import NOT_PROBED, Snapshot
+from moeviz.together import Group
 from tests import golden
 
 TINY = Recipe(num_experts=8, d_model=8, d_expert=8, tokens_per_step=128, sequence_length=16, device="cpu")
@@ -413,12 +414,12 @@ def test_the_data_of_a_seed_are_the_same_whatever_the_knobs(changed):
 
 def test_about_the_asked_for_share_of_sequences_is_protected_whole():
     recipe = replace(TINY, tokens_per_step=8192)
-    engine = Engine(recipe, Knobs(protected_share=0.25))
+    engine = Engine(recipe, Knobs(protected_share=0.25, token_dropping="expert"))
     by_sequence = engine._protected().view(512, 16)
     assert set(by_sequence.sum(-1).tolist()) <= {0, 16}
     assert int(by_sequence[:, 0].sum()) == pytest.approx(128, abs=5 * (512 * 0.25 * 0.75) ** 0.5)
     for share, count in ((0.0, 0), (1.0, 8192)):
-        engine.knobs = Knobs(protected_share=share)
+        engine.runs[0].knobs = Knobs(protected_share=share, token_dropping="expert")
         assert int(engine._protected().sum()) == count
 
 
@@ -458,7 +459,7 @@ def with_learning_rate(rate: float) -> Knobs:
     ("recipe", "reason"),
     [
         (TINY, "the loss is (nan|inf)"),
-        (replace(TINY, num_layers=2), "The router's logits hold NaN"),
+        (replace(TINY, num_layers=2), "the router's logits hold NaN"),
         (replace(TINY, task="text"), "the gradient is not finite"),
     ],
     ids=["loss", "logits", "gradient"],
@@ -731,7 +732,7 @@ def test_the_loss_on_tokens_further_ahead_is_a_mean_over_positions_that_have_a_t
         for inputs, targets in zip(batch.inputs.view(8, 16).tolist(), batch.targets.view(8, 16).tolist(), strict=True)
     ]
     with torch.no_grad():
-        hidden, _, _ = engine.model.hidden(batch.inputs, engine.bias_LE, Knobs())
+        hidden, _ = engine.model.hidden(batch.inputs, engine.bias_LE, [Group(None, Knobs())])
         predictions = engine.model.look_ahead(batch.inputs, hidden)
     losses = []
     for depth in (1, 2):
@@ -753,7 +754,8 @@ def test_looking_ahead_adds_weight_times_its_mean_loss_to_what_is_trained():
     knobs = Knobs(alpha=0.5, mtp_weight=0.7)
     engine, plain = Engine(MTP, knobs, TEXT), Engine(replace(MTP, mtp_depth=0), knobs, TEXT)
     batch = engine.task.batch(torch.Generator().manual_seed(0))
-    hidden, routings, _ = engine.model.hidden(batch.inputs, engine.bias_LE, knobs)
+    hidden, [decisions] = engine.model.hidden(batch.inputs, engine.bias_LE, [Group(None, knobs)])
+    routings = [decision.routing for decision in decisions]
     further = engine.model.look_ahead(batch.inputs, hidden)
     targets = batch.targets.view(8, 16)
     by_depth = [torch.nn.functional.cross_entropy(p, targets[:, k:].flatten()) for k, p in enumerate(further, 1)]

@@ -114,6 +114,64 @@ def test_padding_of_expert_choice_changes_no_output_and_no_gradient(grouped, mon
         torch.testing.assert_close(one[valid], other[valid], rtol=1e-4, atol=1e-5)
 
 
+@needs_grouped_product
+def test_padding_is_not_computed(monkeypatch):
+    routing = route(torch.randn(20, 6), torch.zeros(6), Knobs(router="expert_choice", top_k=2))
+    x_Td, _, w_in, w_out = inputs(20, 6, 8, 8, routing.chosen_TK)
+    rows, product = [], torch.nn.functional.grouped_mm
+    monkeypatch.setattr(
+        torch.nn.functional, "grouped_mm", lambda a, b, offs: (rows.append(len(a)), product(a, b, offs=offs))[1]
+    )
+    mix(x_Td, routing.chosen_TK, routing.gates_TK, w_in, w_out, routing.valid_TK)
+    assert rows == [int(routing.valid_TK.sum())] * 2
+    assert rows[0] < routing.valid_TK.numel()
+
+
+@needs_grouped_product
+@pytest.mark.parametrize("pattern", ["random", "collapse"])
+def test_the_grouped_product_is_as_exact_as_float32_allows(pattern):
+    """Against the plain loop in float64."""
+    chosen_TK = choices(pattern, 200, 8, 2)
+    leaves = inputs(200, 8, 32, 32, chosen_TK)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    results = []
+    for way, given in ((mix, leaves), (mix_by_loop, exact)):
+        x_Td, gates_TK, *weights = given
+        out = way(x_Td, chosen_TK, gates_TK, *weights)
+        results.append((out.detach(), *torch.autograd.grad(out.square().sum(), given)))
+    for ours, reference in zip(*results, strict=True):
+        assert float((ours - reference).abs().max() / reference.abs().max()) < 2e-6
+
+
+@needs_grouped_product
+def test_data_that_need_no_gradient_cost_none():
+    chosen_TK = choices("random", 20, 4, 2)
+    x_Td, gates_TK, w_in, w_out = inputs(20, 4, 8, 8, chosen_TK)
+    rest = (gates_TK, w_in, w_out)
+    asked = torch.autograd.grad(mix(x_Td, chosen_TK, *rest).cos().sum(), rest)
+    spared = torch.autograd.grad(mix(x_Td.detach(), chosen_TK, *rest).cos().sum(), rest)
+    for one, other in zip(asked, spared, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("grouped", [pytest.param(True, marks=needs_grouped_product), False])
+def test_twins_are_computed_by_their_own_experts(grouped, monkeypatch):
+    if not grouped:
+        monkeypatch.setattr(experts, "grouped_mm_works", lambda device_type: False)
+    chosen = [choices(pattern, 24, 6, 2) for pattern in ("random", "collapse", "last experts only")]
+    parts = [inputs(24, 6, 8, 12, chosen_TK) for chosen_TK in chosen]
+    parts = [tuple(leaf.detach() * (twin + 1) for leaf in part) for twin, part in enumerate(parts)]
+    x, gates, w_in, w_out = (torch.stack(column).requires_grad_() for column in zip(*parts, strict=True))
+    out = mix(x, torch.stack(chosen), gates, w_in, w_out)
+    gradients = torch.autograd.grad(out.cos().sum(), (x, gates, w_in, w_out))
+    for twin, part in enumerate(parts):
+        leaves = [leaf.requires_grad_() for leaf in part]
+        own = mix(leaves[0], chosen[twin], *leaves[1:])
+        assert torch.equal(out[twin], own)
+        for ours, reference in zip(gradients, torch.autograd.grad(own.cos().sum(), leaves), strict=True):
+            assert torch.equal(ours[twin], reference)
+
+
 # --- the loop itself -------------------------------------------------------------------------------------------------
 
 

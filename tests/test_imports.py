@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import from its own floor and the floors below. A package speaks for the modules in it.
 FLOORS = [
     {"moeviz.strategies", "moeviz.config", "moeviz.snapshot"},
-    {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts", "moeviz.presets"},
+    {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts"},
+    {"moeviz.together", "moeviz.presets"},
     {"moeviz.params", "moeviz.forks"},
     {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export"},
     {"moeviz.engine"},
@@ -42,7 +43,7 @@ STRANGERS = [
     ("moeviz.cli", "moeviz.ui"),
     ("moeviz.ui", "moeviz.cli"),
 ]
-ENGINE_SIDE = ("routing", "capacity", "balance", "experts", "model", "probe", "truth", "tasks", "engine")
+ENGINE_SIDE = ("routing", "capacity", "balance", "experts", "together", "model", "probe", "truth", "tasks", "engine")
 MAY_IMPORT = {
     "torch": tuple(f"moeviz.{name}" for name in (*ENGINE_SIDE, "host.worker", "cli")),
     "plotly": ("moeviz.figures", "moeviz.live"),

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 
 from moeviz import strategies
 from moeviz.config import Knobs, Recipe, SettingsError, check
-from moeviz.routing import AFFINITIES, ROUTERS, affinity, expert_choice, hash_table, hashed, route
+from moeviz.routing import (
+    AFFINITIES,
+    ROUTERS,
+    affinity,
+    best_first,
+    decide,
+    expert_choice,
+    hash_table,
+    hashed,
+    route,
+    tally,
+)
 
 GATINGS = tuple(strategies.AFFINITIES)
 
@@ -477,3 +488,58 @@ def test_what_a_router_looks_up_lies_where_its_scores_lie():
     chosen, _ = hashed(elsewhere, elsewhere[0], Knobs(router="hash"), torch.zeros(3, dtype=torch.long, device="meta"))
     nobody, _ = expert_choice(elsewhere[:0], elsewhere[0], Knobs(router="expert_choice"), None)
     assert chosen.device == nobody.device == elsewhere.device
+
+
+# --- what makes it fast ----------------------------------------------------------------------------------------------
+
+ODD = st.sampled_from([-math.inf, -3e38, -1.5, -1.25, -1e-44, -0.0, 0.0, 1e-44, 0.5, 0.5000001, 1.0, 3e38])
+
+
+@given(st.data())
+def test_the_best_come_first_and_of_equal_values_the_earlier(data):
+    """Against Python's stable sort, with denormals, the largest numbers and masked experts."""
+    experts = data.draw(st.integers(2, 40))
+    count = data.draw(st.integers(1, experts // 2))
+    values = st.one_of(ODD, st.floats(-4, 4, width=32))
+    row = data.draw(st.lists(values, min_size=experts, max_size=experts))
+    places = best_first(torch.tensor([[row]], dtype=torch.float32), count)
+    assert places.shape == (1, 1, count)
+    assert [row[place] for place in places[0, 0]] == sorted(row, reverse=True)[:count]
+    assert len(set(places[0, 0].tolist())) == count
+    if min(row) > 0:
+        assert places[0, 0].tolist() == sorted(range(experts), key=lambda place: -row[place])[:count]
+
+
+@pytest.mark.parametrize(("experts", "count"), [(16, 2), (64, 4), (256, 8), (5, 2), (16, 12), (64, 32)])
+def test_the_best_are_those_that_torch_finds(experts, count):
+    values_TE = torch.randn(500, experts, generator=torch.Generator().manual_seed(experts))
+    for dtype in (torch.float32, torch.float64):
+        expected = values_TE.to(dtype).topk(count, dim=-1).indices
+        assert torch.equal(best_first(values_TE.to(dtype), count), expected)
+
+
+@pytest.mark.parametrize("experts", [6, 8, 13])
+def test_rows_of_nan_still_name_experts_that_exist(experts):
+    """What becomes of them is the engine's business: it looks at the logits once per step."""
+    knobs = Knobs(top_k=2)
+    routing = decide(torch.full((4, experts), math.nan), torch.zeros(experts), knobs)
+    assert 0 <= int(routing.chosen_TK.min()) <= int(routing.chosen_TK.max()) < experts
+    assert routing.gates_TK.isnan().all()
+
+
+@given(st.data())
+def test_a_tally_counts_each_row_apart(data):
+    experts, rows, columns = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3)), data.draw(st.integers(0, 20))
+    ids = data.draw(
+        st.lists(
+            st.lists(st.integers(0, experts - 1), min_size=columns, max_size=columns), min_size=rows, max_size=rows
+        )
+    )
+    valid = data.draw(
+        st.lists(st.lists(st.booleans(), min_size=columns, max_size=columns), min_size=rows, max_size=rows)
+    )
+    counted = tally(torch.tensor(ids).view(rows, columns), experts)
+    assert counted.tolist() == [[row.count(expert) for expert in range(experts)] for row in ids]
+    kept = tally(torch.tensor(ids).view(rows, columns), experts, torch.tensor(valid).view(rows, columns).bool())
+    pairs = [list(zip(row, keep, strict=True)) for row, keep in zip(ids, valid, strict=True)]
+    assert kept.tolist() == [[row.count((expert, True)) for expert in range(experts)] for row in pairs]

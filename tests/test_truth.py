@@ -236,7 +236,7 @@ def test_e1_goes_red_when_the_bias_leaks_into_the_gates(monkeypatch):
         chosen_TK = (found.scores_TE + bias_E).gather(1, found.chosen_TK)
         return replace(found, gates_TK=routing.gate(chosen_TK, knobs.norm_topk, knobs.route_scale))
 
-    monkeypatch.setattr(model, "route", leaking)
+    monkeypatch.setattr(model, "decide", leaking)
     assert red(trained(GROUPED).truth) == {"E1"}
 
 
@@ -301,7 +301,7 @@ def test_e5_goes_red_when_a_rule_lets_the_sum_drift(monkeypatch, rule):
 
 def test_e5_goes_red_when_dropped_pairs_are_left_out_of_the_load():
     (layer,), after_LE, kept_LE, knobs = evidence(replace(DROPPING, capacity_factor=0.25, protected_share=0.0))
-    after_LE = balance.sign_rule(layer.bias_E[None], kept_LE, knobs.u)
+    after_LE = balance.sign_rule(layer.bias_E[None], torch.from_numpy(kept_LE), knobs.u)
     assert red(truth.check([layer], after_LE, kept_LE, knobs)) == {"E5"}
 
 
@@ -323,9 +323,9 @@ def test_e6_goes_red_when_groups_are_not_limited(monkeypatch):
 
 def test_e7_goes_red_when_scores_are_standardised_over_the_batch(monkeypatch):
     def standardised(logits_TE, *given):
-        return replace(routing.route(logits_TE / logits_TE.std(0), *given), logits_TE=logits_TE)
+        return replace(routing.decide(logits_TE / logits_TE.std(0), *given), logits_TE=logits_TE)
 
-    monkeypatch.setattr(model, "route", standardised)
+    monkeypatch.setattr(model, "decide", standardised)
     assert "E7" in red(trained(Knobs()).truth)
 
 

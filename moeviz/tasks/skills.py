@@ -59,8 +59,8 @@ class SkillsTask:
         return Batch(*(column[order_T].to(self.device) for column in columns))
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error over tokens and dimensions."""
-        return F.mse_loss(predictions, targets)
+        """Mean squared error over tokens and dimensions; of twins, one axis in front, a value each."""
+        return F.mse_loss(predictions, targets.expand_as(predictions), reduction="none").mean((-2, -1))
 
     def _answer(self, noise: Tensor, skill: int | slice) -> Tensor:
         return (noise @ self.w1_Cdd[skill]).tanh() @ self.w2_Cdd[skill]

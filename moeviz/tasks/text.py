@@ -49,8 +49,10 @@ class TextTask:
         return self._windows(self.training, generator)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, nats per byte."""
-        return F.cross_entropy(predictions, targets)
+        """Cross-entropy, nats per byte; of twins, one axis in front, a value each."""
+        *twins, _, size = predictions.shape
+        every_T = F.cross_entropy(predictions.reshape(-1, size), targets.repeat(*twins or [1]), reduction="none")
+        return every_T.view(*twins, -1).mean(-1)
 
     def _windows(self, corpora: list[Tensor], generator: Generator) -> Batch:
         windows = []
