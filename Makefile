@@ -37,9 +37,10 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/python -m ruff format .
 	$(BIN)/python -m ruff check --fix .
 
-bench: $(VENV)/.dev ## measure, side by side, and print ratios
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.commands
+# `$(BIN)/python -m benchmarks layer dense` measures sections and writes nothing.
+bench: $(VENV)/.dev ## measure side by side, print ratios and write benchmarks/RESULTS.md
+	$(BIN)/python -m pip install --quiet -r requirements-bench.txt
+	$(BIN)/python -m benchmarks
 
 # Not part of `make test`, and its tool no part of what tests need. One thread, since a fork of a process with more may
 # wait forever and would count as noticed. ONLY='moeviz.capacity*' measures one file.

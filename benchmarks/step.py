@@ -1,150 +1,156 @@
-"""Where does the time of a training step go, and what does the grouped product gain over a loop?
+"""What does a training step cost, and where does its time go?
 
-    python -m benchmarks.step
-
-Process CPU time on one thread, medians, the candidates taking turns. The full table against other libraries is still
-to come; this one guards the two choices the engine rests on.
+The split is timed on real steps: while it is measured, the functions and methods that a step calls (`watched`) are
+wrapped in stopwatches. That of the forward pass stands still while routing and experts run within it, so the parts add
+up to the step, and what no stopwatch covers is the rest. Routing and experts are forward passes only; the backward pass
+is one part. An evaluation is one part with all it calls.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
-import numpy as np
 import torch
 
-from moeviz import experts, metrics
+from benchmarks.measure import Clock, Table, Work, columns, interleaved, number, timed
+from moeviz import model
 from moeviz.config import TASK_DEFAULTS, Knobs, Recipe
 from moeviz.engine import EVAL_EVERY, Engine
 
-ROUNDS, STEPS_PER_ROUND = 7, 30
+BIAS = Knobs(bias_rule="sign")
+DEFAULT = "loss-free bias (the default step)"
+ROUNDS_OF_SPLIT = 8
+FORWARD = "rest of forward"
+EVALUATION = f"evaluation, every {EVAL_EVERY} steps"
+REST = "task loss, rest of the engine"
 
 
-def milliseconds(work: Callable[[], None]) -> float:
-    """CPU time of `work`, in ms."""
-    start = time.process_time()
-    work()
-    return (time.process_time() - start) * 1e3
+def tables(device: str) -> Iterator[Table]:
+    """Whole steps, their split, and the probe of interference."""
+    times = interleaved({name: steps(*settings) for name, settings in variants(device).items()}, device, EVAL_EVERY)
+    rows = [(*row, number(1e3 / times[name].ms)) for name, row in zip(times, timed("", times, DEFAULT), strict=True)]
+    yield Table("One training step", columns("default", "steps/s"), rows)
+    yield _splits(device)
+    yield _probing(device)
 
 
-def interleaved(candidates: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median CPU time of each candidate; they take turns, so that other work troubles them alike."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(ROUNDS):
-        for name, work in candidates.items():
-            times[name].append(milliseconds(work))
-    return {name: statistics.median(values) for name, values in times.items()}
+def recipes(device: str) -> dict[str, Recipe]:
+    """The default of each task."""
+    text = Recipe(task="text", device=device, **TASK_DEFAULTS["text"])
+    return {"skills": Recipe(device=device), "skills, 2 layers": Recipe(num_layers=2, device=device), "text": text}
 
 
-def steps_of(recipe: Recipe, knobs: Knobs) -> Callable[[], None]:
-    """A round of training steps of one engine."""
-    engine = Engine(recipe, knobs)
+def variants(device: str) -> dict[str, tuple[Recipe, Knobs]]:
+    """What a visitor may train."""
+    recipe, groups = Recipe(device=device), {"num_groups": 4, "groups_kept": 2}
+    return {
+        DEFAULT: (recipe, BIAS),
+        "no balancing": (recipe, Knobs()),
+        "auxiliary loss": (recipe, Knobs(alpha=0.1)),
+        "bias, sequence loss, groups": (recipe, replace(BIAS, alpha_sequence=1e-4, **groups)),
+        "dropping per expert": (recipe, replace(BIAS, token_dropping="expert")),
+        "64 experts, K = 4": (replace(recipe, num_experts=64), replace(BIAS, top_k=4)),
+        "text task, its default size": (recipes(device)["text"], BIAS),
+    }
+
+
+def steps(recipe: Recipe, knobs: Knobs, engine: Engine | None = None) -> Work:
+    """From one evaluation to the next, so that each call has one."""
+    engine = engine or Engine(recipe, knobs)
 
     def work() -> None:
-        for _ in range(STEPS_PER_ROUND):
+        for _ in range(EVAL_EVERY):
             engine.step(knobs)
 
-    work()
     return work
 
 
-def probing(recipe: Recipe, knobs: Knobs, steps: int = 1200) -> dict[str, float]:
-    """What a step costs with the probe of interference at its default and without, and what snapshots' measures do.
-
-    One engine, its steps with and without a probe taking turns; mean of the middle half of the steps of each kind.
-    """
-    engine, times = Engine(recipe, knobs), {0: [], 1: []}
-    for number in range(steps):
-        kind = number % 2
-        every = replace(knobs, probe_every=kind)
-        times[kind].append(milliseconds(lambda every=every: engine.step(every)))
-    without, probed = (middle_mean(times[kind][20:]) for kind in (0, 1))
-    return {"never": without, f"every {Knobs().probe_every} steps": without + (probed - without) / Knobs().probe_every}
-
-
-def middle_mean(values: list[float]) -> float:
-    """Mean of the middle half, so that single interruptions do not count."""
-    quarter = len(values) // 4
-    return statistics.fmean(sorted(values)[quarter:-quarter])
+def watched(engine: Engine) -> list[tuple[str, Any, str]]:
+    """The parts of a step: what each is called, and the function that is one."""
+    return [
+        ("data batch", engine.task, "batch"),
+        ("routing", model, "decide"),
+        ("experts", model, "mix"),
+        (FORWARD, engine.model, "hidden"),
+        ("backward", torch.Tensor, "backward"),
+        ("optimizer, copy for going back", engine, "_descend"),
+        ("bias update", engine, "_move_biases"),
+        ("gradient norms, loads to the processor", engine, "_look"),
+        ("metrics and snapshot", engine, "_snapshot"),
+        (EVALUATION, engine, "_examine"),
+    ]
 
 
-def measuring(recipe: Recipe, knobs: Knobs) -> dict[str, float]:
-    """A step, and its figures alone: specialisation, straggler and global MaxVio, as often as a run works them out."""
-    engine = Engine(recipe, knobs)
-    whole = middle_mean([milliseconds(lambda: engine.step(knobs)) for _ in range(300)])
-    load_LE = np.ones((recipe.num_layers, recipe.num_experts), dtype=np.int64)
-    joint_LEC = np.ones((recipe.num_layers, recipe.num_experts, engine.task.num_domains))
-
-    def every_step() -> None:
-        for _ in range(100):
-            metrics.straggler(load_LE, 4)
-            metrics.max_vio(load_LE + load_LE)
-
-    def with_an_evaluation() -> None:
-        for _ in range(100):
-            metrics.joint_counts(chosen_TK, domain_T, recipe.num_experts, engine.task.num_domains)
-            metrics.specialisation(joint_LEC)
-
-    domain_T = engine.task.held_out.domain_T.numpy()
-    chosen_TK = np.zeros((recipe.tokens_per_step, knobs.top_k), dtype=np.int64)
-    often, seldom = (
-        middle_mean([milliseconds(work) for _ in range(8)]) / 100 for work in (every_step, with_an_evaluation)
-    )
-    return {"the step": whole, "straggler and global MaxVio": often, "specialisation, per step": seldom / EVAL_EVERY}
+def _splits(device: str) -> Table:
+    """In per cent of a step, a column per recipe."""
+    shares = {name: _split(recipe) for name, recipe in recipes(device).items()}
+    parts = next(iter(shares.values()))
+    rows = [(part, *(f"{share[part]:.1f} %" for share in shares.values())) for part in parts]
+    return Table("Where a step's time goes", ("loss-free bias", *shares), rows)
 
 
-def expert_layer(mix: Callable[..., torch.Tensor], E: int, K: int, T: int = 1024, d: int = 32) -> Callable[[], None]:
-    """Forward and backward of the expert part alone, balanced routing."""
-    torch.manual_seed(0)
-    x_Td = torch.randn(T, d, requires_grad=True)
-    chosen_TK = torch.rand(T, E).topk(K).indices
-    gates_TK = torch.rand(T, K, requires_grad=True)
-    weights = [torch.randn(E, d, 2 * d, requires_grad=True), torch.randn(E, d, d, requires_grad=True)]
-
-    def work() -> None:
-        mix(x_Td, chosen_TK, gates_TK, *weights).sum().backward()
-
+def _split(recipe: Recipe) -> dict[str, float]:
+    """Median over rounds of each part's share in per cent, scaled to add up to 100."""
+    engine = Engine(recipe, BIAS)
+    work, rounds = steps(recipe, BIAS, engine), []
     work()
-    return work
+    for _ in range(ROUNDS_OF_SPLIT):
+        clock = Clock(engine.device)
+        with stopwatches(engine) as spent:
+            work()
+        rounds.append(spent | {REST: clock.ms() - sum(spent.values())})
+    medians = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
+    return {part: 100 * median / sum(medians.values()) for part, median in medians.items()}
 
 
-def table(title: str, times: dict[str, float], per: int = 1) -> None:
-    """Print medians and their ratio to the first."""
-    first = next(iter(times.values()))
-    print(f"\n{title}")
-    for name, value in times.items():
-        print(f"  {name:34}{value / per:9.3f} ms   x {value / first:.3f}")
+@contextmanager
+def stopwatches(engine: Engine) -> Iterator[dict[str, float]]:
+    """Milliseconds of each part of the steps made meanwhile."""
+    parts = watched(engine)
+    spent, running = {part: 0.0 for part, _, _ in parts}, []
+    with ExitStack() as stack:
+        for part, owner, name in parts:
+            watch = _stopwatch(getattr(owner, name), part, spent, running, engine.device)
+            stack.enter_context(mock.patch.object(owner, name, watch))
+        yield spent
 
 
-def main() -> None:
-    """Print both tables."""
-    torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, CPU time, medians of {ROUNDS} rounds taking turns")
-    groups = {"num_groups": 4, "groups_kept": 2}
-    variants = {
-        "no balancing": steps_of(Recipe(), Knobs()),
-        "loss-free bias": steps_of(Recipe(), Knobs(bias_rule="sign")),
-        "auxiliary loss": steps_of(Recipe(), Knobs(alpha=0.1)),
-        "bias, sequence loss, groups": steps_of(Recipe(), Knobs(bias_rule="sign", alpha_sequence=1e-4, **groups)),
-        "dropping per expert": steps_of(Recipe(), Knobs(token_dropping="expert")),
-        "64 experts, K = 4": steps_of(Recipe(num_experts=64), Knobs(top_k=4)),
-    }
-    table("One training step", interleaved(variants), STEPS_PER_ROUND)
-    adding = Knobs(alpha=0.1)
-    text = Recipe(task="text", **TASK_DEFAULTS["text"])
-    for title, recipe in {"skills": Recipe(), "skills, 2 layers": Recipe(num_layers=2), "text": text}.items():
-        table(f"A step with the probe of interference, {title}", probing(recipe, adding))
-        table(f"Figures of a step, {title}", measuring(recipe, adding))
-    for E, K in ((8, 2), (16, 2), (64, 4)):
-        candidates = {
-            "grouped product, one node": expert_layer(experts.mix, E, K),
-            "loop over experts": expert_layer(experts.mix_by_loop, E, K),
-        }
-        table(f"Expert part, forward and backward, E = {E}, K = {K}, T = 1024, d = 32", interleaved(candidates))
+def _stopwatch(
+    function: Callable[..., Any], part: str, spent: dict[str, float], running: list[str], device: str
+) -> Callable[..., Any]:
+    """Within the forward pass parts are told apart, within all others not."""
+
+    def watch(*arguments: Any, **named: Any) -> Any:
+        if running and running[-1] != FORWARD:
+            return function(*arguments, **named)
+        clock = Clock(device)
+        running.append(part)
+        try:
+            return function(*arguments, **named)
+        finally:
+            running.pop()
+            own = clock.ms()
+            spent[part] += own
+            if running:
+                spent[running[-1]] -= own
+
+    return watch
 
 
-if __name__ == "__main__":
-    main()
+def _probing(device: str) -> Table:
+    """Steps with and without a probe on one engine; at its default a probe comes every so many steps."""
+    every, rows = Knobs().probe_every, []
+    for name, recipe in recipes(device).items():
+        knobs = Knobs(alpha=0.1, probe_every=0)
+        engine = Engine(recipe, knobs)
+        both = {"never": knobs, "in each step": replace(knobs, probe_every=1)}
+        times = interleaved({how: steps(recipe, knobs, engine) for how, knobs in both.items()}, device, EVAL_EVERY)
+        never, each = times.values()
+        times[f"every {every} steps, the default"] = never * (1 - 1 / every) + each * (1 / every)
+        rows += timed(name, times, "never")
+    return Table("The probe of interference, auxiliary loss", columns("without"), rows)

@@ -20,6 +20,7 @@ from moeviz import strategies
 
 TASKS = ("skills", "text")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("float32", "bfloat16")
 MAX_PARAMETERS = 20_000_000
 
 # The knob that holds the weight of each loss. Any of them may be on at the same time; 0 is off.
@@ -76,15 +77,21 @@ class Recipe:
     sequence_length: int = _setting(32, "tokens in a sequence", low=2, high=256)
     seed: int = _setting(0, "decides the weights, the data and every other draw", low=0, high=2**31 - 1)
     device: str = _setting("auto", "where it trains; `auto` takes a GPU if there is one", choices=DEVICES)
+    precision: str = _setting(
+        "float32",
+        "numbers that the routed experts compute with (weights and router stay float32); bfloat16 is for GPUs",
+        choices=PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        unit = 4 if self.precision == "float32" else 8
         for name in ("d_model", "d_expert"):
             value = getattr(self, name)
-            if value % 4:
+            if value % unit:
                 raise SettingsError(
-                    f"{name}={value} is not a multiple of 4, which the grouped matrix product needs. "
-                    f"Try {_either(_neighbours(name, value, 4))}."
+                    f"{name}={value} is not a multiple of {unit}, which the grouped matrix product in "
+                    f"{self.precision} needs. Try {_either(_neighbours(name, value, unit))}."
                 )
         if self.tokens_per_step % self.sequence_length:
             raise SettingsError(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from moeviz import experts
-from moeviz.config import Knobs
+from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.experts import grouped_mm_works, mix, mix_by_loop
+from moeviz.model import MoELayer
 from moeviz.routing import route
 
 needs_grouped_product = pytest.mark.skipif(
@@ -206,3 +209,33 @@ def test_the_gradients_of_the_loop_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(
         lambda x, gates, w_in, w_out: mix_by_loop(x, chosen_TK, gates, w_in, w_out), (x_Td, gates_TK, w_in, w_out)
     )
+
+
+# --- in bfloat16 -----------------------------------------------------------------------------------------------------
+
+
+@needs_grouped_product
+def test_experts_in_bfloat16_route_alike_and_compute_nearly_the_same():
+    recipe = Recipe(device="cpu", num_experts=8, d_model=16, d_expert=16, tokens_per_step=128)
+    torch.manual_seed(0)
+    fine, coarse = MoELayer(recipe), MoELayer(replace(recipe, precision="bfloat16"))
+    coarse.load_state_dict(fine.state_dict())
+    x_Td, bias_E = torch.randn(128, 16, requires_grad=True), torch.zeros(8)
+    results = []
+    for layer in (fine, coarse):
+        out_Td, routing, _ = layer(x_Td, bias_E, Knobs())
+        weights = list(layer.parameters())
+        results.append((routing, out_Td.detach(), *torch.autograd.grad(out_Td.sin().sum(), [x_Td, *weights])))
+    (routing, *exact), (rounded_routing, *rounded) = results
+    assert torch.equal(routing.chosen_TK, rounded_routing.chosen_TK)
+    assert torch.equal(routing.gates_TK, rounded_routing.gates_TK)  # the router computes in float32
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        error = (one - other).abs().max() / one.abs().max()
+        assert 0 < float(error) < 0.02
+
+
+def test_bfloat16_needs_widths_in_eights():
+    Recipe(d_model=36)
+    with pytest.raises(SettingsError, match=r"d_model=36 is not a multiple of 8, .* bfloat16 needs. Try 32 or 40\."):
+        Recipe(d_model=36, precision="bfloat16")

@@ -50,6 +50,7 @@ FAMILIES = {
     "groups and drops": LIMITS,
     "rules": RULES,
     "one rule": ONE_RULE,
+    "further ahead": [replace(SIGN, mtp_weight=weight) for weight in (0.0, 0.3, 1.0)],
 }
 
 

@@ -11,7 +11,18 @@ from typing import Any
 import streamlit as st
 
 from moeviz import presets, strategies
-from moeviz.config import BALANCING, KNOB_FIELDS, LOSS_WEIGHTS, RECIPE_FIELDS, TASKS, Knobs, Recipe, divisors, show
+from moeviz.config import (
+    BALANCING,
+    KNOB_FIELDS,
+    LOSS_WEIGHTS,
+    PRECISIONS,
+    RECIPE_FIELDS,
+    TASKS,
+    Knobs,
+    Recipe,
+    divisors,
+    show,
+)
 from moeviz.ui import fields, session
 from moeviz.ui.hosting import host
 
@@ -269,7 +280,8 @@ def _recipe(recipe: Recipe) -> None:
         for place, name in enumerate(NUMBERS):
             _number(columns[place % 2], name)
         devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
-        st.selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
+        columns[0].selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
+        columns[1].selectbox("Precision", PRECISIONS, key="precision", bind="query-params", help=_help("precision"))
         upload = st.file_uploader(
             "Your own text, for the text task",
             max_upload_size=MAX_UPLOAD_MB,

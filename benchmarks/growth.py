@@ -1,0 +1,84 @@
+"""What grows when a run does, and what must not?
+
+Whole training steps as experts, tokens and layers become more. Then history: a page asks for what is new, and neither
+the answer to a visitor who has nearly everything nor the memory kept may grow with the steps behind a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
+
+from benchmarks.measure import Clock, Table, Time, columns, interleaved, number, timed
+from benchmarks.step import steps
+from moeviz.config import Knobs, Recipe
+from moeviz.engine import EVAL_EVERY, Engine
+from moeviz.host.block import ring_capacity
+from moeviz.live.routes import encode_increment
+from moeviz.snapshot import History, Snapshot
+
+BIAS = Knobs(bias_rule="sign")
+EXPERTS, TOKENS, LAYERS = (4, 8, 16, 32, 64, 128, 256), (256, 512, 1024, 2048, 4096, 8192), (1, 2, 4, 8)
+MOST_FOR_EXPERTS = 3.0  # times the step with 4 experts
+HISTORIES = (1_000, 10_000, 100_000, 1_000_000)
+
+
+def tables(device: str) -> Iterator[Table]:
+    """Steps by size, then history by length."""
+    wide = {"d_model": 64, "d_expert": 64, "device": device}
+    by_experts = {f"E = {E}": Recipe(num_experts=E, **wide) for E in EXPERTS}
+    goal = {f"E = {EXPERTS[-1]}": MOST_FOR_EXPERTS}
+    yield _steps("Experts, at the same active work (K2 H64 d64 T1024)", by_experts, device, goal)
+    yield _steps("Tokens", {f"T = {T}": Recipe(tokens_per_step=T, device=device) for T in TOKENS}, device)
+    yield _steps("Layers", {f"L = {L}": Recipe(num_layers=L, device=device) for L in LAYERS}, device)
+    if device == "cpu":
+        yield _history()
+
+
+def _steps(title: str, recipes: dict[str, Recipe], device: str, goal: dict[str, float] | None = None) -> Table:
+    candidates = {name: steps(recipe, BIAS) for name, recipe in recipes.items()}
+    times: dict[str, Time] = interleaved(candidates, device, EVAL_EVERY)
+    first = next(iter(times))
+    more = () if goal is None else ("goal",)
+    return Table(f"A training step. {title}", columns(first, *more), timed("", times, first, goal))
+
+
+def _history() -> Table:
+    """What one visitor's pull costs after so many steps, and what is kept."""
+    recipe, engine = Recipe(), Engine(Recipe(), BIAS)
+    snapshots = [engine.step(BIAS) for _ in range(2 * EVAL_EVERY)]
+    capacity, rows = ring_capacity(recipe.num_layers, recipe.num_experts), []
+    history = History(recipe.num_layers, recipe.num_experts, capacity)
+    for length in HISTORIES:
+        appending = _append_up_to(length, history, snapshots)
+        pulls = {after: partial(_answer, history, recipe, after) for after in (length - 2, -1)}
+        times = interleaved(pulls)
+        answers = [cell for after, pull in pulls.items() for cell in (f"{len(pull()):,}", number(times[after].cpu))]
+        rows.append((f"{length:,}", f"{history._rows.nbytes / 1e6:.2f}", number(appending), *answers))
+    titles = ("steps", "kept MB", "to append, µs", "last step: bytes", "CPU ms", "everything: bytes", "CPU ms")
+    return Table("History: the answer to a visitor who lacks the last step, and to one who has nothing", titles, rows)
+
+
+def _append_up_to(length: int, history: History, snapshots: list[Snapshot]) -> float:
+    """Microseconds per row. Rows that the ring will have forgotten at that length are counted but not written."""
+    history._header["count"] = max(history.count, length - history.capacity)
+    rows, clock = range(history.count, length), Clock("cpu")
+    for row in rows:
+        history.append(snapshots[row % len(snapshots)])
+    return clock.ms() * 1e3 / len(rows)
+
+
+def _answer(history: History, recipe: Recipe, after: int) -> bytes:
+    """What the page's route sends, made by its own function from a run that is nothing but history."""
+    run = SimpleNamespace(
+        version=0,
+        labels_since=lambda version: [],
+        state=lambda: SimpleNamespace(status="ready", message="", playing=True),
+        records_since=lambda epoch, step, limit: history.since(step, limit),
+        recipe=recipe,
+        knobs=BIAS,
+        truth=lambda: (0, []),
+    )
+    known = 0 if after >= 0 else -1  # epoch and settings
+    return encode_increment(run, known, after, known)
