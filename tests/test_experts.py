@@ -147,6 +147,18 @@ def test_the_grouped_product_is_as_exact_as_float32_allows(pattern):
 
 
 @needs_grouped_product
+def test_a_graph_that_is_kept_can_be_gone_through_again():
+    """As the probe of interference does: the first pass lets go of what it used."""
+    chosen_TK = choices("random", 64, 8, 3)
+    x_Td, gates_TK, w_in, w_out = leaves = inputs(64, 8, 16, 16, chosen_TK)
+    loss = mix(x_Td, chosen_TK, gates_TK, w_in, w_out).cos().sum()
+    passes = [torch.autograd.grad(loss, leaves, retain_graph=True) for _ in range(3)]
+    for again in passes[1:]:
+        for one, other in zip(passes[0], again, strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_grouped_product
 def test_data_that_need_no_gradient_cost_none():
     chosen_TK = choices("random", 20, 4, 2)
     x_Td, gates_TK, w_in, w_out = inputs(20, 4, 8, 8, chosen_TK)
