@@ -1,13 +1,18 @@
 """How unbalanced is a router, how unbalanced would a fair one look, and what do its experts know and its losses do?
 
-Plain functions of loads, choices and gradients, NumPy in, NumPy out. Shapes: T tokens, E experts, K experts per token,
-D devices, C domains (skills or kinds of text), L layers, N steps, P parameters.
+Plain functions of loads, choices and gradients, NumPy in, NumPy out, and a `Ledger` that makes a run's figures step by
+step. Shapes: T tokens, E experts, K experts per token, D devices, C domains (skills or kinds of text), L layers, N
+steps, G groups, P parameters.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from operator import add, sub
 
 import numpy as np
 
@@ -16,6 +21,7 @@ from moeviz.snapshot import Fair
 DEAD_WINDOW = 20  # steps over which an expert must have had at least DEAD_SHARE of the mean load to count as alive
 DEAD_SHARE = 0.01
 GLOBAL_WINDOW = 100  # steps whose load is summed for the global MaxVio of a snapshot
+_Rows = list[list[int]]  # the loads of layers, or sums of them
 
 
 def max_vio(load_E: np.ndarray) -> np.ndarray:
@@ -135,8 +141,93 @@ def fan_out(chosen_TK: np.ndarray, num_experts: int, num_groups: int) -> float:
     """Mean number of groups (nodes) that a token touches."""
     if num_groups == 1 or chosen_TK.size == 0:
         return 1.0
-    groups_TK = np.sort(chosen_TK // (num_experts // num_groups), axis=-1)
-    return float(1 + (np.diff(groups_TK, axis=-1) != 0).sum(-1).mean())
+    tokens = len(chosen_TK)
+    group_TK = chosen_TK // (num_experts // num_groups)
+    touched = np.zeros(tokens * num_groups, dtype=bool)  # flat, since one index is found faster than two
+    touched[group_TK + np.arange(0, tokens * num_groups, num_groups)[:, None]] = True
+    return int(np.count_nonzero(touched)) / tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures:
+    """How unbalanced one step is, layer by layer; with the axes of twins first where the loads have some."""
+
+    max_vio_L: np.ndarray  # `max_vio` of the step
+    max_vio_global_L: np.ndarray  # `max_vio` of the load summed over the last GLOBAL_WINDOW steps, this one included
+    straggler_L: np.ndarray  # `straggler` of the step
+    dead_experts_L: np.ndarray  # `dead_experts` of the load summed over the last DEAD_WINDOW steps, this one included
+    dropped_fraction_L: np.ndarray  # (token, expert) pairs that are not kept / all of them; 0 without any load
+
+
+class Ledger:
+    """The figures of the step being made, from its loads and those of the steps before it.
+
+    They are to the bit what `max_vio`, `straggler` and `dead_experts` say of the same loads, in a third of their time.
+    Plain Python: between two steps the caches are full of other things, and then each NumPy call takes microseconds
+    for however few numbers. The cost grows with the loads, like that of a step, and with no window.
+
+    Args:
+        shape: of the loads: (L, E), or with axes for twins before these. Each twin has windows of its own.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        *self._axes, self._experts = shape
+        none = [[0] * self._experts for _ in range(math.prod(self._axes))]
+        self._past = deque([none] * (GLOBAL_WINDOW - 1))  # loads of the steps before this one, the oldest first
+        self._long, self._short = none, none  # sums over both windows, without the step being made
+        self._now: tuple[_Rows, _Rows, _Rows] | None = None  # loads of the step being made, and both sums with them
+
+    def figures(self, load_LE: np.ndarray, kept_load_LE: np.ndarray, num_devices: int) -> Figures:
+        """The figures of a step of these loads, before and after drops, on D devices. The windows stay as they are."""
+        loads, kept_loads = self._rows(load_LE), self._rows(kept_load_LE)
+        self._now = now = loads, _each(add, self._long, loads), _each(add, self._short, loads)
+        layers = [_figures(*layer, num_devices) for layer in zip(kept_loads, *now, strict=True)]
+        columns = [np.array(column) for column in zip(*layers, strict=True)]
+        if len(self._axes) > 1:
+            columns = [column.reshape(self._axes) for column in columns]
+        return Figures(*columns)
+
+    def advance(self) -> None:
+        """The step whose figures were asked last is past and belongs to the windows of those to come.
+
+        Raises:
+            TypeError: no figures were asked since the last time.
+        """
+        (loads, long, short), self._now = self._now, None
+        self._past.append(loads)
+        self._long = _each(sub, long, self._past.popleft())
+        self._short = _each(sub, short, self._past[-DEAD_WINDOW])
+
+    def _rows(self, load_LE: np.ndarray) -> _Rows:
+        return (load_LE if load_LE.ndim == 2 else load_LE.reshape(-1, self._experts)).tolist()
+
+
+def _each(operation: Callable[[int, int], int], left: _Rows, right: _Rows) -> _Rows:
+    """Expert by expert."""
+    return [[*map(operation, *rows)] for rows in zip(left, right, strict=True)]
+
+
+def _figures(
+    kept: list[int], load: list[int], long: list[int], short: list[int], num_devices: int
+) -> tuple[float, float, float, int, float]:
+    """One layer's `Figures`, in their order, from its loads: kept, of the step, and summed over either window."""
+    experts, pairs = len(load), sum(load)
+    alive = DEAD_SHARE * (sum(short) / experts)
+    size = max(experts // num_devices, 1)
+    work = max([sum(load[first : first + size]) for first in range(0, experts, size)])
+    return (
+        _excess(max(load), pairs, experts),
+        _excess(max(long), sum(long), experts),
+        1 + _excess(work, pairs, num_devices) if not experts % num_devices else math.nan,
+        len([1 for count in short if count < alive]),
+        1 - sum(kept) / pairs if pairs else 0.0,
+    )
+
+
+def _excess(largest: float, total: int, parts: int) -> float:
+    """`max_vio` of so many parts, of which only the largest and the total are known."""
+    mean = total / parts
+    return (largest - mean) / mean if total else 0.0
 
 
 @lru_cache(maxsize=64)

@@ -98,10 +98,37 @@ def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
     )
 
 
-PER_LAYER = (
-    *("max_vio", "max_vio_global", "straggler", "specialisation"),
-    *("fan_out", "dropped_fraction", "dead_experts"),
-)
+def _record(snapshot: Snapshot, version: int) -> tuple:
+    """The values of a row in the order of `record_dtype`: written all at once, they take a fourth of the time."""
+    interference, fair = snapshot.interference, snapshot.fair
+    return (
+        snapshot.step,
+        version,
+        snapshot.task_loss,
+        snapshot.added_loss,
+        snapshot.mtp_loss,
+        snapshot.eval_loss,
+        interference.router_ratio,
+        interference.router_cosine,
+        interference.trunk_ratio,
+        interference.trunk_cosine,
+        fair.max_vio,
+        fair.max_vio_p95,
+        fair.min_load_p05,
+        snapshot.steps_per_second,
+        snapshot.max_vio_L,
+        snapshot.max_vio_global_L,
+        snapshot.straggler_L,
+        snapshot.specialisation_L,
+        snapshot.fan_out_L,
+        snapshot.dropped_fraction_L,
+        snapshot.dead_experts_L,
+        snapshot.bias_LE,
+        snapshot.load_LE,
+        snapshot.kept_load_LE,
+    )
+
+
 HEADER = np.dtype([("epoch", "<i8"), ("count", "<i8")])
 
 
@@ -146,18 +173,7 @@ class History:
     def append(self, snapshot: Snapshot, version: int = 0) -> None:
         """Write one step and publish it."""
         count = self.count
-        row = self._rows[count % self.capacity]
-        row["step"], row["version"] = snapshot.step, version
-        for name in ("task_loss", "added_loss", "mtp_loss", "eval_loss", "steps_per_second"):
-            row[name] = getattr(snapshot, name)
-        for name in ("router_ratio", "router_cosine", "trunk_ratio", "trunk_cosine"):
-            row[f"interference_{name}"] = getattr(snapshot.interference, name)
-        for name in ("max_vio", "max_vio_p95", "min_load_p05"):
-            row[f"fair_{name}"] = getattr(snapshot.fair, name)
-        for name in PER_LAYER:
-            row[name] = getattr(snapshot, f"{name}_L")
-        for name in ("bias", "load", "kept_load"):
-            row[name] = getattr(snapshot, f"{name}_LE")
+        self._rows[count % self.capacity] = _record(snapshot, version)
         self._header["count"] = count + 1
 
     def since(self, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
@@ -179,9 +195,9 @@ class History:
 
     def _telling(self, wanted: np.ndarray, stride: int) -> np.ndarray:
         """Which of these rows to keep, as a mask."""
-        rows = self._rows[wanted % self.capacity][["eval_loss", "version"]]
+        place = wanted % self.capacity
         keep = wanted % stride == 0
-        keep |= np.isfinite(rows["eval_loss"])
-        keep[1:] |= np.diff(rows["version"].astype(np.int64)) != 0
+        keep |= np.isfinite(self._rows["eval_loss"][place])  # a column at a time: whole rows are many times longer
+        keep[1:] |= np.diff(self._rows["version"][place].astype(np.int64)) != 0
         keep[-1] = True
         return keep

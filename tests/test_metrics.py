@@ -9,10 +9,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeviz.metrics import (
+    DEAD_WINDOW,
+    GLOBAL_WINDOW,
+    Figures,
+    Ledger,
     dead_experts,
     fair_router,
     fan_out,
@@ -133,6 +137,81 @@ def test_what_a_full_device_drops_is_bounded_by_the_straggler(seed, tokens):
     dropped = np.maximum(work - tokens * 12 / 4, 0).sum() / (tokens * 12)
     factor = float(straggler(load, 4))
     assert (factor - 1) / 4 - 1e-12 <= dropped <= 1 - 1 / factor + 1e-12
+
+
+# --- a run's figures -------------------------------------------------------------------------------------------------
+
+
+def spoken_figures(loads: list[np.ndarray], kept: np.ndarray, devices: int) -> Figures:
+    """Of the last of these loads: what each measure says of the whole window that it looks at."""
+    load = loads[-1]
+    pairs, left = load.sum(-1).ravel().tolist(), kept.sum(-1).ravel().tolist()
+    dropped = [1 - some / all_ if all_ else 0.0 for all_, some in zip(pairs, left, strict=True)]
+    return Figures(
+        max_vio_L=max_vio(load),
+        max_vio_global_L=max_vio(np.sum(loads[-GLOBAL_WINDOW:], axis=0)),
+        straggler_L=straggler(load, devices),
+        dead_experts_L=dead_experts(np.sum(loads[-DEAD_WINDOW:], axis=0)),
+        dropped_fraction_L=np.reshape(dropped, load.shape[:-1]),
+    )
+
+
+def assert_same_figures(ours: Figures, theirs: Figures) -> None:
+    """To the bit, in the same shape and of the same kind of number."""
+    for name in Figures.__slots__:
+        one, two = getattr(ours, name), getattr(theirs, name)
+        assert one.shape == two.shape
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two, err_msg=name)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 3), max_size=2),
+    st.integers(1, 8),
+    st.integers(1, 12),
+    st.integers(1, GLOBAL_WINDOW + 15),
+    st.sampled_from([1, 2, 40, 8192]),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_ledger_says_step_by_step_what_the_measures_say_of_their_windows(twins, layers, experts, steps, most, seed):
+    """Also without any load, with unused experts, where D does not divide E, and of steps that never become past."""
+    draw, shape = np.random.default_rng(seed), (*twins, layers, experts)
+    ledger, past, busy = Ledger(*shape), [], draw.random(shape) < 0.7
+    for step in range(steps):
+        if step % 50 == 0:
+            busy = draw.random(shape) < 0.7  # experts that live for many steps, and die
+        load = draw.integers(0, most + 1, shape) * busy * (draw.random(shape[:-1]) < 0.9)[..., None]
+        kept, devices = draw.integers(0, load + 1), int(draw.integers(1, experts + 2))
+        assert_same_figures(ledger.figures(load, kept, devices), spoken_figures([*past, load], kept, devices))
+        if draw.random() < 0.95:
+            ledger.advance()
+            past.append(load.copy())
+            load[...] = 7  # what a ledger was shown is the caller's to change
+
+
+def test_a_ledger_s_windows_end_after_exactly_as_many_steps_as_they_are_long():
+    """One step on one expert, then all on the other: the first is alive as long as its step is in the window."""
+    ledger, first, later = Ledger(1, 2), np.array([[100, 0]]), np.array([[0, 100]])
+    seen = []
+    for load in [first] + [later] * (GLOBAL_WINDOW + 1):
+        seen.append(ledger.figures(load, load, 1))
+        ledger.advance()
+    assert [int(figures.dead_experts_L[0]) for figures in seen] == [1] + [0] * (DEAD_WINDOW - 1) + [1] * (
+        GLOBAL_WINDOW - DEAD_WINDOW + 2
+    )
+    full = [float(figures.max_vio_global_L[0]) == 1.0 for figures in seen]
+    assert full == [True] + [False] * (GLOBAL_WINDOW - 1) + [True] * 2
+
+
+def test_a_step_becomes_past_once():
+    ledger = Ledger(1, 2)
+    with pytest.raises(TypeError):
+        ledger.advance()
+    ledger.figures(np.ones((1, 2), int), np.ones((1, 2), int), 1)
+    ledger.advance()
+    with pytest.raises(TypeError):
+        ledger.advance()
 
 
 # --- domains ---------------------------------------------------------------------------------------------------------

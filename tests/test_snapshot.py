@@ -184,6 +184,15 @@ def test_what_is_written_is_copied_too():
     assert_row_tells(history.since(-1)[1][0], 0, 0)
 
 
+def test_a_row_that_could_not_be_written_is_not_published():
+    history = fill(History(L, E, 6), 2)
+    with pytest.raises(ValueError, match="broadcast"):
+        history.append(dataclasses.replace(snapshot(2), kept_load_LE=np.zeros((L, E + 1))))
+    assert history.count == 2
+    fill(history, 1)
+    assert_row_tells(history.since(1)[1][0], 2, 0)
+
+
 def test_the_largest_load_a_recipe_allows_fits_its_column():
     history = History(L, E, 4)
     history.append(dataclasses.replace(snapshot(0), load_LE=np.full((L, E), 8192)))

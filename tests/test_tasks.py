@@ -9,9 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from moeviz.config import TASK_DEFAULTS, Recipe, SettingsError
-from moeviz.tasks import make_task
-from moeviz.tasks.skills import NUM_SKILLS, ZIPF_EXPONENT
+from moeviz.config import HELD_OUT_SHARE, TASK_DEFAULTS, Recipe, SettingsError
+from moeviz.tasks import Batch, make_task
+from moeviz.tasks import skills as skills_module
+from moeviz.tasks.skills import HELD_OUT_SEED, LABEL_NOISE, NUM_SKILLS, ZIPF_EXPONENT
 from moeviz.tasks.text import standard_library
 
 SMALL = {"tokens_per_step": 256, "sequence_length": 16, "device": "cpu"}
@@ -27,6 +28,36 @@ def text(source: bytes | None, **changes):
 
 def rows(vectors: torch.Tensor) -> set[tuple[float, ...]]:
     return {tuple(row) for row in vectors.tolist()}
+
+
+def assert_same(ours: Batch, theirs: Batch) -> None:
+    """To the bit, and of the same kind of number."""
+    for name in ("inputs", "targets", "domain_T", "token_id_T"):
+        one, two = getattr(ours, name), getattr(theirs, name)
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two), name
+
+
+def assert_draws_the_same(task, spoken, seed: int) -> None:
+    """Three batches in a row, and not a number drawn more or less than is spoken aloud."""
+    ours, theirs = Generator().manual_seed(seed), Generator().manual_seed(seed)
+    for _ in range(3):
+        assert_same(task.batch(ours), spoken(theirs))
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+@pytest.mark.parametrize("task", ["skills", "text"])
+def test_a_batch_stays_as_it_was_when_the_next_is_drawn(task):
+    made, draw = {"skills": skills, "text": lambda: text(None)}[task](), Generator().manual_seed(0)
+    held_out, first = made.held_out, made.batch(draw)
+    kept = [[column.clone() for column in columns(batch)] for batch in (held_out, first)]
+    made.batch(draw)
+    assert all(map(torch.equal, columns(held_out), kept[0]))
+    assert all(map(torch.equal, columns(first), kept[1]))
+
+
+def columns(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.inputs, batch.targets, batch.domain_T, batch.token_id_T
 
 
 # --- token ids -------------------------------------------------------------------------------------------------------
@@ -46,6 +77,34 @@ def test_a_byte_of_text_is_its_own_token_id():
 
 
 # --- skills ----------------------------------------------------------------------------------------------------------
+
+
+def spoken_batch(task, generator: Generator) -> Batch:
+    """Draw skills, noise, label noise and an order, in this order; then one skill and one token after another."""
+    tokens, d = task.held_out.inputs.shape
+    skill_of = sorted(torch.multinomial(task.frequency_C, tokens, replacement=True, generator=generator).tolist())
+    noise = torch.randn(tokens, d, generator=generator)
+    label_noise = torch.randn(tokens, d, generator=generator)
+    order = torch.randperm(tokens, generator=generator).tolist()
+    answers = []
+    for skill in range(NUM_SKILLS):
+        of_skill = noise[[token for token in range(tokens) if skill_of[token] == skill]]
+        answers += (of_skill @ task.w1_Cdd[skill]).tanh() @ task.w2_Cdd[skill]
+    inputs = torch.stack([noise[token] + task.mean_Cd[skill_of[token]] for token in order])
+    targets = torch.stack([answers[token] / task.scale + LABEL_NOISE * label_noise[token] for token in order])
+    signs = [sum(2**place for place, value in enumerate(row[:8]) if value > 0) for row in inputs.tolist()]
+    return Batch(inputs, targets, torch.tensor([skill_of[token] for token in order]), torch.tensor(signs))
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(("tokens", "d_model"), [(32, 32), (34, 4), (256, 12), (1024, 32), (512, 64)])
+def test_a_batch_of_skills_is_drawn_as_is_spoken(tokens, d_model, grouped, monkeypatch):
+    """To the bit, with a grouped product and without, and however few tokens a skill has."""
+    if not grouped:
+        monkeypatch.setattr(skills_module, "grouped_mm_works", lambda device_type: False)
+    task = skills(seed=tokens, tokens_per_step=tokens, sequence_length=2, d_model=d_model)
+    assert_same(task.held_out, spoken_batch(task, Generator().manual_seed(tokens + HELD_OUT_SEED)))
+    assert_draws_the_same(task, lambda draw: spoken_batch(task, draw), seed=7)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -135,6 +194,32 @@ def test_domains_are_numbered_below_the_number_that_is_told(task):
 # --- text ------------------------------------------------------------------------------------------------------------
 
 COUNTING = bytes(range(256)) * 40
+
+
+def spoken_windows(corpora: list[bytes], sequences: int, length: int, generator: Generator) -> Batch:
+    """One window after another, the kinds in turn, each from a place where it fits into its text."""
+    inputs, targets, domains = b"", b"", []
+    for number in range(sequences):
+        corpus = corpora[number % len(corpora)]
+        start = int(torch.randint(len(corpus) - length, (), generator=generator))
+        inputs += corpus[start : start + length]
+        targets += corpus[start + 1 : start + length + 1]
+        domains += [number % len(corpora)] * length
+    byte_T = torch.tensor(list(inputs))
+    return Batch(byte_T, torch.tensor(list(targets)), torch.tensor(domains), byte_T)
+
+
+@pytest.mark.parametrize(("sequences", "length"), [(1, 32), (5, 16), (64, 2), (8, 256)])
+@pytest.mark.parametrize("own", [None, COUNTING, bytes(2571)])
+def test_windows_of_text_are_drawn_as_is_spoken(own, sequences, length):
+    task = text(own, sequence_length=length, tokens_per_step=sequences * length, seed=3)
+    whole = standard_library() if own is None else [own]
+    cuts = [int(len(corpus) * (1 - HELD_OUT_SHARE)) for corpus in whole]
+    training = [corpus[:cut] for corpus, cut in zip(whole, cuts, strict=True)]
+    ends = [corpus[cut:] for corpus, cut in zip(whole, cuts, strict=True)]
+    draw = Generator().manual_seed(3 + HELD_OUT_SEED)
+    assert_same(task.held_out, spoken_windows(ends, sequences, length, draw))
+    assert_draws_the_same(task, lambda draw: spoken_windows(training, sequences, length, draw), seed=5)
 
 
 def test_the_target_of_a_byte_is_the_byte_after_it():

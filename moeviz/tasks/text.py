@@ -10,6 +10,7 @@ import ast
 import sysconfig
 import warnings
 from functools import cache
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 
 import torch
@@ -40,13 +41,15 @@ class TextTask:
             check_text(corpus, self.length)
         tensors = [torch.frombuffer(bytearray(corpus), dtype=torch.uint8) for corpus in corpora]
         cuts = [int(len(data) * (1 - HELD_OUT_SHARE)) for data in tensors]
-        self.training = [data[:cut] for data, cut in zip(tensors, cuts, strict=True)]
         ends = [data[cut:] for data, cut in zip(tensors, cuts, strict=True)]
-        self.held_out = self._windows(ends, Generator().manual_seed(recipe.seed + HELD_OUT_SEED))
+        domain_S = torch.arange(self.num_sequences, device=device) % len(corpora)
+        self._domain_T = domain_S.repeat_interleave(self.length)  # of every batch
+        self.held_out = self._batch(self._windows(ends), Generator().manual_seed(recipe.seed + HELD_OUT_SEED))
+        self._training = self._windows([data[:cut] for data, cut in zip(tensors, cuts, strict=True)])
 
     def batch(self, generator: Generator) -> Batch:
         """Windows at random places, the kinds of text in turn."""
-        return self._windows(self.training, generator)
+        return self._batch(self._training, generator)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy, nats per byte; of twins, one axis in front, a value each."""
@@ -54,16 +57,32 @@ class TextTask:
         every_T = F.cross_entropy(predictions.reshape(-1, size), targets.repeat(*twins or [1]), reduction="none")
         return every_T.view(*twins, -1).mean(-1)
 
-    def _windows(self, corpora: list[Tensor], generator: Generator) -> Batch:
-        windows = []
-        for number in range(self.num_sequences):
-            corpus = corpora[number % len(corpora)]
-            start = int(torch.randint(len(corpus) - self.length, (), generator=generator))
-            windows.append(corpus[start : start + self.length + 1])
-        window_SN = torch.stack(windows).long().to(self.device)
-        domain_S = torch.arange(self.num_sequences, device=self.device) % len(corpora)
+    def _windows(self, corpora: list[Tensor]) -> _Windows:
+        return _Windows(corpora, self.length, self.num_sequences)
+
+    def _batch(self, windows: _Windows, generator: Generator) -> Batch:
+        window_SN = windows.draw(generator).to(self.device)
         byte_T = window_SN[:, :-1].flatten()
-        return Batch(byte_T, window_SN[:, 1:].flatten(), domain_S.repeat_interleave(self.length), token_id_T=byte_T)
+        return Batch(byte_T, window_SN[:, 1:].flatten(), self._domain_T, token_id_T=byte_T)
+
+
+class _Windows:
+    """All the windows of N + 1 bytes in some kinds of text, to draw S of them from, the kinds in turn."""
+
+    def __init__(self, corpora: list[Tensor], length: int, num_sequences: int) -> None:
+        # Laid end to end and seen from every place: a view. A window across two texts is there and never drawn.
+        self._window_PN = torch.cat(corpora).unfold(0, length + 1, 1)
+        begins = accumulate((len(corpus) for corpus in corpora), initial=0)
+        kinds = [(begin, len(corpus) - length) for begin, corpus in zip(begins, corpora, strict=False)]
+        begin_S, self._places_S = zip(*islice(cycle(kinds), num_sequences), strict=True)
+        self._begin_S, self._start_S = torch.tensor(begin_S), torch.empty(num_sequences, dtype=torch.long)
+        self._starts_S = self._start_S.unbind()  # its numbers one by one, to be drawn in place
+
+    def draw(self, generator: Generator) -> Tensor:
+        """Windows at random places, shape (S, N + 1). One draw after another, since each text has its own length."""
+        for start, places in zip(self._starts_S, self._places_S, strict=True):
+            start.random_(places, generator=generator)
+        return self._window_PN.index_select(0, self._begin_S + self._start_S).long()
 
 
 @cache

@@ -1,0 +1,469 @@
+"""What happens in one step, for one run or for twins?
+
+Twins are runs of one recipe trained together: the weights of all are stacked, and hidden states, biases, routings and
+losses have one more axis in front. Shapes: L layers, E experts, T tokens in S sequences, R runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moeviz import balance, metrics, truth
+from moeviz.config import Knobs, Recipe, SettingsError, check
+from moeviz.model import Decision, ToyMoE
+from moeviz.probe import Probe
+from moeviz.routing import Routing
+from moeviz.snapshot import NOT_PROBED, Interference, Snapshot
+from moeviz.tasks import Batch, make_task
+from moeviz.together import alone, groups_of
+
+WARM_UP_STEPS = 20
+EVAL_EVERY = 25
+# The model, the data and the protected sequences draw from streams of their own, so that a knob which needs more
+# draws of one kind leaves the others as they were.
+MODEL_STREAM, DATA_STREAM, PROTECTED_STREAM = 1, 2, 3
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or its gradient is no longer a number. The message is a sentence for people; the weights are as before
+    this step. A further step under other knobs goes on from the last good state."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What held-out tokens show: nothing learned, nothing dropped."""
+
+    loss: float  # task loss
+    joint_LEC: np.ndarray  # (token, expert) pairs that join each expert with each of the task's C domains
+
+
+@dataclass(frozen=True, slots=True)
+class _Good:
+    """A state from which loss and gradient are numbers."""
+
+    weights: list[Tensor]
+    moments: list[dict[str, Tensor]]
+    bias: balance.BiasState
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one pass has to tell, on the processor; of a single run R = 1."""
+
+    task_loss_R: list[float]
+    added_loss_R: list[float]
+    further_loss_R: list[float]
+    gradient_norm_R: list[float]  # sum over weights of their gradients' norms
+    logits_sum_R: np.ndarray  # finite if all logits are
+    load_RLE: np.ndarray
+    kept_load_RLE: np.ndarray
+    bias_RLE: np.ndarray
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is one run's own, alone or among twins."""
+
+    index: int
+    place: int | EllipsisType  # where it stands in stacked tensors; if it is alone they are all its own
+    knobs: Knobs
+    weights: list[nn.Parameter]  # for twins views of the stacked weights, so that each has its own optimizer state
+    bias: balance.BiasState
+    ledger: metrics.Ledger
+    good: _Good | None = None
+    failed: bool = False
+    truth: list[truth.Identity] | None = None
+
+
+def available_devices() -> list[str]:
+    """Devices that a recipe may name on this machine, the best first."""
+    devices = ["cuda"] if torch.cuda.is_available() else []
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    return [*devices, "cpu"]
+
+
+class Training:
+    """One run, or twins, and what they share: the data, the model's code and each step's one look at the numbers."""
+
+    def __init__(self, recipe: Recipe, knobs_R: Sequence[Knobs], text: bytes | None, stacked: bool) -> None:
+        for knobs in knobs_R:
+            check(recipe, knobs)
+        self.recipe, self.step_number = recipe, 0
+        self.device = _pick_device(recipe.device)
+        if self.device == "cpu":
+            torch.set_num_threads(1)  # with any other busy process a second thread costs more than it gains
+        self.task = make_task(recipe, self.device, text)
+        with torch.random.fork_rng():
+            torch.manual_seed(_stream_seed(recipe.seed, MODEL_STREAM))
+            self.model = ToyMoE(recipe, self.task.output_size).to(self.device)
+        if stacked:
+            self.model.twins(len(knobs_R))
+        self._weights = list(self.model.parameters())  # looked up once: walking the modules costs a fiftieth of a step
+        self._data = torch.Generator().manual_seed(_stream_seed(recipe.seed, DATA_STREAM))
+        self._protect = torch.Generator().manual_seed(_stream_seed(recipe.seed, PROTECTED_STREAM))
+        self.stacked = stacked  # whether tensors have an axis for twins
+        self.runs = [self._new_run(index, knobs) for index, knobs in enumerate(knobs_R)]
+        weights = [weight for run in self.runs for weight in run.weights]
+        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), fused=True)
+        self.wants_truth = False  # set it to have the identities checked, about every EVAL_EVERY steps
+        self._unchecked = True  # nothing has been checked yet under these knobs
+        self._clock = _Clock()
+        self._regroup()
+        for run in self.runs:
+            self._keep_good_state(run)
+
+    def _new_run(self, index: int, knobs: Knobs) -> _Run:
+        weights = self._weights
+        if self.stacked:
+            weights = [nn.Parameter(weight.detach()[index]) for weight in weights]
+        shape = (self.recipe.num_layers, self.recipe.num_experts)
+        bias = balance.start(*shape, knobs.bias_rule, self.device)
+        return _Run(index, index if self.stacked else ..., knobs, weights, bias, metrics.Ledger(*shape))
+
+    @property
+    def bias_LE(self) -> Tensor:
+        """The selection bias of all layers; of twins, stacked."""
+        biases = [run.bias.bias_LE for run in self.runs]
+        return torch.stack(biases) if self.stacked else biases[0]
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def _advance(self, knobs_R: Sequence[Knobs]) -> list[Snapshot | TrainingDiverged]:
+        """One optimizer step and one bias step of every run whose loss and gradient are numbers."""
+        self._turn(knobs_R)
+        batch, bias_LE = self.task.batch(self._data), self.bias_LE
+        with truth.watching(self.model.layers if self._truth_is_due() else ()) as seen:
+            forward = self.model.hidden(batch.inputs, bias_LE, self._groups, self._protected(), batch.token_id_T)
+        losses = self._losses(batch, *forward)
+        probe = self._backward(losses)
+        look = self._look(losses, bias_LE, forward[1])
+        results: dict[int, Snapshot | TrainingDiverged] = self._refusals(look, forward[1])
+        going = [run for run in self.runs if run.index not in results]
+        compared = {run.index: probe.compare(run.place) for run in going if probe and self._probe_is_due(run)}
+        self._descend(going)
+        if going:
+            self.step_number += 1
+            self._move_biases(going, bias_LE, forward[1])
+        for run in going if seen else ():
+            own = [layer for layer in seen if layer.run == run.index]
+            run.truth = truth.check(own, run.bias.bias_LE, look.kept_load_RLE[run.index], run.knobs)
+        if seen:
+            self._unchecked = False
+        held_out = self._examine() if going and self.step_number % EVAL_EVERY == 0 else None
+        rate = self._clock.tick()
+        for run in going:
+            shown = held_out[run.index] if held_out else None
+            routings = self._routings(run, forward[1])
+            results[run.index] = self._snapshot(run, routings, look, shown, compared.get(run.index, NOT_PROBED), rate)
+            run.ledger.advance()
+        return [results[run.index] for run in self.runs]
+
+    def _turn(self, knobs_R: Sequence[Knobs]) -> None:
+        """Take over changed knobs: all, or if one is refused none."""
+        changed = [(run, knobs) for run, knobs in zip(self.runs, knobs_R, strict=True) if knobs != run.knobs]
+        for _, knobs in changed:
+            check(self.recipe, knobs)
+        for run, knobs in changed:
+            run.knobs = knobs
+            if run.failed:
+                self._go_back(run)
+            run.bias = balance.under(run.bias, knobs.bias_rule)
+        if changed:
+            self._unchecked = True
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Which runs route alike, and which learn at one rate: the optimizer's kernel is called once for each rate."""
+        knobs_R = [run.knobs for run in self.runs]
+        self._groups = groups_of(knobs_R, self.device) if self.stacked else alone(knobs_R[0])
+        weights_at: dict[float, list[nn.Parameter]] = {}
+        for run in self.runs:
+            weights_at.setdefault(run.knobs.learning_rate, []).extend(run.weights)
+        options = {name: value for name, value in self.optimizer.param_groups[0].items() if name != "params"}
+        self.optimizer.param_groups = [
+            options | {"params": weights, "full_lr": rate} for rate, weights in weights_at.items()
+        ]
+        weights = [run.knobs.mtp_weight for run in self.runs]
+        self._mtp_weight = torch.tensor(weights, device=self.device) if self.stacked else weights[0]
+
+    def _protected(self) -> Tensor | None:
+        """Tokens of this batch's protected sequences; drawn at every step, so that dropping can be toggled freely."""
+        draw_S = torch.rand(self.recipe.num_sequences, generator=self._protect)
+        if all(run.knobs.token_dropping == "none" for run in self.runs):
+            return None
+        shares = [run.knobs.protected_share for run in self.runs]
+        protected_S = torch.stack([draw_S < share for share in shares]) if self.stacked else draw_S < shares[0]
+        return protected_S.repeat_interleave(self.recipe.sequence_length, dim=-1).to(self.device)
+
+    def _losses(
+        self, batch: Batch, hidden_Td: Tensor, decisions: list[list[Decision]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of the task, losses added for balance, loss on tokens further ahead: of twins a value each."""
+        task_loss = self.task.loss(self.model.predict(hidden_Td), batch.targets)
+        return task_loss, self._added_loss(decisions), self._further_loss(batch, hidden_Td)
+
+    def _added_loss(self, decisions: list[list[Decision]]) -> Tensor:
+        added = [
+            balance.added_loss([layer.routing for layer in layers], knobs, self.recipe.num_sequences)
+            for (_, knobs), layers in zip(self._groups, decisions, strict=True)
+        ]
+        return added[0] if len(added) == 1 else torch.cat(added)[self._in_order()]
+
+    def _in_order(self) -> list[int]:
+        """Where each run stands when the members of all groups are written one after another."""
+        members = [run for runs, _ in self._groups for run in (range(len(self.runs)) if runs is None else runs)]
+        return sorted(range(len(members)), key=members.__getitem__)
+
+    def _further_loss(self, batch: Batch, hidden_Td: Tensor) -> Tensor:
+        """L_MTP without lambda: the mean over depths of the mean over positions with a target (arXiv 2412.19437, eq.
+        24-25); NaN where nothing looks ahead."""
+        if not self.model.further_ahead:
+            return torch.full(hidden_Td.shape[:-2], math.nan, device=self.device)
+        target_SN = batch.targets.view(-1, self.recipe.sequence_length)
+        predictions = enumerate(self.model.look_ahead(batch.inputs, hidden_Td), start=1)
+        by_depth = [self.task.loss(part, target_SN[:, depth:].flatten()) for depth, part in predictions]
+        return torch.stack(by_depth).mean(0)
+
+    def _backward(self, losses: tuple[Tensor, Tensor, Tensor]) -> Probe | None:
+        task_loss, added_loss, further_loss = losses
+        probe = Probe(self.model, added_loss.sum()) if any(map(self._probe_is_due, self.runs)) else None
+        whole = task_loss + added_loss if added_loss.requires_grad else task_loss
+        if self.model.further_ahead:
+            whole = whole + self._mtp_weight * further_loss
+        (whole.sum() if self.stacked else whole).backward()
+        return probe
+
+    def _look(self, losses: tuple[Tensor, Tensor, Tensor], bias_LE: Tensor, decisions: list[list[Decision]]) -> _Look:
+        """Bring everything that is told of a pass to the processor: until here an accelerator never waits."""
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        norms = [
+            torch.linalg.vector_norm(part.flatten(1), dim=1) if self.stacked else torch.linalg.vector_norm(part)
+            for part in gradients
+        ]
+        norm = torch.stack(norms).sum(0) if norms else torch.zeros_like(losses[0])
+        scalars = torch.stack([*(loss.detach() for loss in losses), norm]).view(4, -1).tolist()
+        L, E = bias_LE.shape[-2:]
+        sums = [
+            torch.stack([layer.routing.logits_TE.detach().sum((-2, -1)) for layer in group], -1) for group in decisions
+        ]
+        loads = [torch.stack([layer.routing.load_E for layer in group], -2) for group in decisions]
+        kept_loads = [torch.stack([layer.kept_load_E for layer in group], -2) for group in decisions]
+        return _Look(
+            *scalars,
+            logits_sum_R=self._to_processor(sums, L).sum(-1),
+            load_RLE=self._to_processor(loads, L, E),
+            kept_load_RLE=self._to_processor(kept_loads, L, E),
+            bias_RLE=bias_LE.cpu().numpy().reshape(-1, L, E).copy(),
+        )
+
+    def _to_processor(self, parts: list[Tensor], *shape: int) -> np.ndarray:
+        """A column of all groups as one array, the runs in their order."""
+        rows = [part.reshape(-1, *shape) for part in parts]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)[self._in_order()]).cpu().numpy()
+
+    def _refusals(self, look: _Look, decisions: list[list[Decision]]) -> dict[int, Snapshot | TrainingDiverged]:
+        """The runs that cannot go on with this step, each with its reason."""
+        refusals: dict[int, Snapshot | TrainingDiverged] = {}
+        for run in self.runs:
+            loss, norm = look.task_loss_R[run.index], look.gradient_norm_R[run.index]
+            if math.isfinite(loss) and math.isfinite(norm) and math.isfinite(look.logits_sum_R[run.index]):
+                continue
+            reason = self._unroutable(run, decisions)
+            if reason is None and not math.isfinite(loss):
+                reason = f"the loss is {loss}"
+            elif reason is None and not math.isfinite(norm):
+                reason = "the gradient is not finite"
+            if reason is not None:
+                run.failed = True
+                refusals[run.index] = TrainingDiverged(
+                    f"Training diverged at step {self.step_number + 1}: {reason}. "
+                    f"Try a learning_rate under {run.knobs.learning_rate:g}, then go on or reset."
+                )
+        return refusals
+
+    def _unroutable(self, run: _Run, decisions: list[list[Decision]]) -> str | None:
+        """Whether some layer's logits hold no numbers. Their sum may be infinite without that."""
+        for routing in self._routings(run, decisions):
+            if not routing.logits_TE.isfinite().all():
+                return "the router's logits hold NaN or infinity"
+        return None
+
+    def _routings(self, run: _Run, decisions: list[list[Decision]]) -> list[Routing]:
+        """One run's routing in each layer."""
+        for (runs, _), layers in zip(self._groups, decisions, strict=True):
+            if runs is None or run.index in runs:
+                if not self.stacked:
+                    return [layer.routing for layer in layers]
+                place = run.index if runs is None else runs.index(run.index)
+                return [layer.routing.twin(place) for layer in layers]
+        raise AssertionError(f"run {run.index} is in no group")
+
+    def _descend(self, going: list[_Run]) -> None:
+        """One step of the optimizer for these runs; the weights of the others stay as they are."""
+        warm_up = min(1.0, (self.step_number + 1) / WARM_UP_STEPS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_lr"] * warm_up
+        for run in going:
+            if run.failed or self.step_number % EVAL_EVERY == 0:
+                self._keep_good_state(run)
+            for own, stacked in zip(run.weights, self._weights, strict=True) if self.stacked else ():
+                own.grad = None if stacked.grad is None else stacked.grad[run.place]
+        if going:
+            self.optimizer.step()
+        for weight in (*self._weights, *(own for run in going for own in run.weights)):
+            weight.grad = None
+
+    def _move_biases(self, going: list[_Run], bias_LE: Tensor, decisions: list[list[Decision]]) -> None:
+        """Each rule's step; twins under one rule take it together."""
+        rules = {(run.knobs.bias_rule, balance.moves(run.knobs, self.step_number)) for run in going}
+        if len(going) == 1 or len(rules) > 1 or len(self._groups) > 1 or len(going) < len(self.runs):
+            for run in going:
+                run.bias = balance.update(run.bias, self._routings(run, decisions), run.knobs, self.step_number)
+            return
+        [(rule, moves)] = rules
+        if moves:
+            momentum_LE = torch.stack([run.bias.momentum_LE for run in going])
+            routings = [layer.routing for layer in decisions[0]]
+            moved = balance.BIAS_RULES[rule](
+                balance.BiasState(rule, bias_LE, momentum_LE), routings, self._groups[0].knobs
+            )
+            for run in going:
+                run.bias = balance.BiasState(rule, moved.bias_LE[run.place], moved.momentum_LE[run.place])
+
+    def _keep_good_state(self, run: _Run) -> None:
+        """Remember weights, moments and bias from which loss and gradient are numbers."""
+        moments = [self.optimizer.state.get(weight, {}) for weight in run.weights]
+        copies = [{name: value.clone() for name, value in state.items()} for state in moments]
+        run.good = _Good([weight.detach().clone() for weight in run.weights], copies, run.bias)
+        run.failed = False
+
+    @torch.no_grad()
+    def _go_back(self, run: _Run) -> None:
+        """To the last good state, at most `EVAL_EVERY` updates old. Neither the steps nor the data are counted back."""
+        for weight, good, moments in zip(run.weights, run.good.weights, run.good.moments, strict=True):
+            weight.copy_(good)
+            self.optimizer.state[weight] = {name: value.clone() for name, value in moments.items()}
+        run.bias = run.good.bias
+
+    def _truth_is_due(self) -> bool:
+        """With every evaluation, and at once under new knobs."""
+        return self.wants_truth and (self._unchecked or (self.step_number + 1) % EVAL_EVERY == 0)
+
+    def _probe_is_due(self, run: _Run) -> bool:
+        return run.knobs.probe_every > 0 and (self.step_number + 1) % run.knobs.probe_every == 0
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _observe(self) -> list[Snapshot]:
+        """The untrained model on held-out tokens: step 0, nothing learned, nothing dropped."""
+        batch, bias_LE = self.task.held_out, self.bias_LE
+        forward = self.model.hidden(batch.inputs, bias_LE, self._groups, token_id_T=batch.token_id_T)
+        look = self._look(self._losses(batch, *forward), bias_LE, forward[1])
+        held_out, rate = self._held_out(look.task_loss_R, forward[1]), self._clock.tick()
+        return [
+            self._snapshot(run, self._routings(run, forward[1]), look, held_out[run.index], NOT_PROBED, rate)
+            for run in self.runs
+        ]
+
+    @torch.no_grad()
+    def _examine(self) -> list[HeldOut]:
+        """Task loss on held-out tokens, and which experts their domains go to."""
+        batch = self.task.held_out
+        hidden_Td, decisions = self.model.hidden(batch.inputs, self.bias_LE, self._groups, token_id_T=batch.token_id_T)
+        loss = self.task.loss(self.model.predict(hidden_Td), batch.targets)
+        return self._held_out(loss.view(-1).tolist(), decisions)
+
+    def _held_out(self, loss_R: list[float], decisions: list[list[Decision]]) -> list[HeldOut]:
+        domain_T = self.task.held_out.domain_T.cpu().numpy()
+        sizes = (self.recipe.num_experts, self.task.num_domains)
+        shown = []
+        for run in self.runs:
+            counts = []
+            for routing in self._routings(run, decisions):
+                valid_TK = None if routing.valid_TK is None else routing.valid_TK.cpu().numpy()
+                counts.append(metrics.joint_counts(routing.chosen_TK.cpu().numpy(), domain_T, *sizes, valid_TK))
+            shown.append(HeldOut(loss_R[run.index], np.stack(counts)))
+        return shown
+
+    def _snapshot(
+        self,
+        run: _Run,
+        routings: list[Routing],
+        look: _Look,
+        held_out: HeldOut | None,
+        interference: Interference,
+        rate: float,
+    ) -> Snapshot:
+        recipe, knobs, index = self.recipe, run.knobs, run.index
+        load_LE, kept_load_LE = look.load_RLE[index], look.kept_load_RLE[index]
+        figures = run.ledger.figures(load_LE, kept_load_LE, knobs.num_devices)
+        nothing = np.full(recipe.num_layers, math.nan)
+        return Snapshot(
+            step=self.step_number,
+            task_loss=look.task_loss_R[index],
+            added_loss=look.added_loss_R[index],
+            mtp_loss=look.further_loss_R[index],
+            eval_loss=held_out.loss if held_out else math.nan,
+            load_LE=load_LE,
+            kept_load_LE=kept_load_LE,
+            bias_LE=look.bias_RLE[index],
+            max_vio_L=figures.max_vio_L,
+            max_vio_global_L=figures.max_vio_global_L,
+            straggler_L=figures.straggler_L,
+            specialisation_L=metrics.specialisation(held_out.joint_LEC) if held_out else nothing,
+            fan_out_L=self._fan_out(run, routings),
+            dead_experts_L=figures.dead_experts_L,
+            dropped_fraction_L=figures.dropped_fraction_L,
+            interference=interference,
+            fair=metrics.fair_router(recipe.tokens_per_step, knobs.top_k, recipe.num_experts),
+            steps_per_second=rate,
+        )
+
+    def _fan_out(self, run: _Run, routings: list[Routing]) -> np.ndarray:
+        groups = run.knobs.num_groups
+        if groups == 1:
+            return np.ones(self.recipe.num_layers)
+        chosen = (routing.chosen_TK.cpu().numpy() for routing in routings)
+        return np.array([metrics.fan_out(chosen_TK, self.recipe.num_experts, groups) for chosen_TK in chosen])
+
+
+class _Clock:
+    """Steps per second, smoothed over about ten steps; a pause does not count as one slow step."""
+
+    PAUSE = 5.0  # a gap this many times longer than usual is a pause
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._gap: float | None = None
+
+    def tick(self) -> float:
+        now = time.perf_counter()
+        gap = now - self._last if self._last is not None else None
+        self._last = now
+        if gap is None or (self._gap is not None and gap > self.PAUSE * self._gap and gap > 0.2):
+            self._gap = None  # begin measuring again with the next step
+            return 0.0
+        self._gap = gap if self._gap is None else 0.9 * self._gap + 0.1 * gap
+        return 1 / self._gap
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+
+
+def _pick_device(wanted: str) -> str:
+    there = available_devices()
+    if wanted == "auto":
+        return there[0]
+    if wanted not in there:
+        raise SettingsError(f"device={wanted} is not on this machine. Choose auto or {' or '.join(there)}.")
+    return wanted
