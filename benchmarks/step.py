@@ -20,12 +20,13 @@ import torch
 from benchmarks.measure import Clock, Table, Work, columns, interleaved, number, timed
 from moeviz import model
 from moeviz.config import TASK_DEFAULTS, Knobs, Recipe
-from moeviz.engine import EVAL_EVERY, Engine
+from moeviz.engine import EVAL_EVERY, Engine, Twins
 
 BIAS = Knobs(bias_rule="sign")
 DEFAULT = "loss-free bias (the default step)"
 ROUNDS_OF_SPLIT = 8
 FORWARD = "rest of forward"
+SNAPSHOT = "rest of the snapshot"
 EVALUATION = f"evaluation, every {EVAL_EVERY} steps"
 REST = "task loss, rest of the engine"
 
@@ -70,7 +71,7 @@ def steps(recipe: Recipe, knobs: Knobs, engine: Engine | None = None) -> Work:
     return work
 
 
-def watched(engine: Engine) -> list[tuple[str, Any, str]]:
+def watched(engine: Engine | Twins) -> list[tuple[str, Any, str]]:
     """The parts of a step: what each is called, and the function that is one."""
     return [
         ("data batch", engine.task, "batch"),
@@ -81,7 +82,9 @@ def watched(engine: Engine) -> list[tuple[str, Any, str]]:
         ("optimizer, copy for going back", engine, "_descend"),
         ("bias update", engine, "_move_biases"),
         ("gradient norms, loads to the processor", engine, "_look"),
-        ("metrics and snapshot", engine, "_snapshot"),
+        *(("metrics of the step", run.ledger, "figures") for run in engine.runs),
+        *(("metrics of the step", run.ledger, "advance") for run in engine.runs),
+        (SNAPSHOT, engine, "_snapshot"),
         (EVALUATION, engine, "_examine"),
     ]
 
@@ -95,21 +98,26 @@ def _splits(device: str) -> Table:
 
 
 def _split(recipe: Recipe) -> dict[str, float]:
-    """Median over rounds of each part's share in per cent, scaled to add up to 100."""
+    """Each part's share in per cent, scaled to add up to 100."""
     engine = Engine(recipe, BIAS)
-    work, rounds = steps(recipe, BIAS, engine), []
+    medians = split(engine, steps(recipe, BIAS, engine))
+    return {part: 100 * median / sum(medians.values()) for part, median in medians.items()}
+
+
+def split(engine: Engine | Twins, work: Work) -> dict[str, float]:
+    """Median over rounds of each part's milliseconds in one round of `work`."""
+    rounds = []
     work()
     for _ in range(ROUNDS_OF_SPLIT):
         clock = Clock(engine.device)
         with stopwatches(engine) as spent:
             work()
         rounds.append(spent | {REST: clock.ms() - sum(spent.values())})
-    medians = {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
-    return {part: 100 * median / sum(medians.values()) for part, median in medians.items()}
+    return {part: statistics.median(one[part] for one in rounds) for part in rounds[0]}
 
 
 @contextmanager
-def stopwatches(engine: Engine) -> Iterator[dict[str, float]]:
+def stopwatches(engine: Engine | Twins) -> Iterator[dict[str, float]]:
     """Milliseconds of each part of the steps made meanwhile."""
     parts = watched(engine)
     spent, running = {part: 0.0 for part, _, _ in parts}, []
@@ -123,10 +131,10 @@ def stopwatches(engine: Engine) -> Iterator[dict[str, float]]:
 def _stopwatch(
     function: Callable[..., Any], part: str, spent: dict[str, float], running: list[str], device: str
 ) -> Callable[..., Any]:
-    """Within the forward pass parts are told apart, within all others not."""
+    """Within the forward pass and the snapshot parts are told apart, within all others not."""
 
     def watch(*arguments: Any, **named: Any) -> Any:
-        if running and running[-1] != FORWARD:
+        if running and running[-1] not in (FORWARD, SNAPSHOT):
             return function(*arguments, **named)
         clock = Clock(device)
         running.append(part)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from benchmarks.measure import Table, Work, columns, interleaved, timed
+from benchmarks.measure import Table, Work, columns, interleaved, number, timed
+from benchmarks.step import split, steps
 from moeviz.config import Knobs, Recipe
 from moeviz.engine import EVAL_EVERY, Engine, Twins
 
@@ -40,10 +41,23 @@ def tables(device: str) -> Iterator[Table]:
         rows += timed(case, interleaved(pair, device, EVAL_EVERY), TOGETHER)
     yield Table("Four runs, one step of each", columns("together"), rows)
     yield _per_run(recipe, device)
+    yield _parts(recipe)
 
 
-def _together(recipe: Recipe, knobs_R: list[Knobs]) -> Work:
-    twins = Twins(recipe, knobs_R)
+def _parts(recipe: Recipe) -> Table:
+    """What four twins cost in each part of a step, in parts of one run: 1 is free, 4 is nothing gained."""
+    engine, twins = Engine(recipe, BIAS), Twins(recipe, ALIKE)
+    one, four = split(engine, steps(recipe, BIAS, engine)), split(twins, _together(recipe, ALIKE, twins))
+    one, four = (parts | {"the whole step": sum(parts.values())} for parts in (one, four))
+    rows = [
+        (part, number(one[part] / EVAL_EVERY), number(four[part] / EVAL_EVERY), number(four[part] / one[part]))
+        for part in one
+    ]
+    return Table("Where four twins gain", ("default size, CPU ms of a step", "one", "four", "four ÷ one"), rows)
+
+
+def _together(recipe: Recipe, knobs_R: list[Knobs], twins: Twins | None = None) -> Work:
+    twins = twins or Twins(recipe, knobs_R)
 
     def work() -> None:
         for _ in range(EVAL_EVERY):

@@ -65,7 +65,7 @@ _OFFERED = {
         "straggler",
     ),
     "snapshot": ("History", "Snapshot"),
-    "engine": ("Engine", "TrainingDiverged"),
+    "engine": ("Engine", "TrainingDiverged", "Twins"),
 }
 _HOME = {name: module for module, names in _OFFERED.items() for name in names}
 

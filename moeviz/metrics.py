@@ -182,10 +182,8 @@ class Ledger:
         loads, kept_loads = self._rows(load_LE), self._rows(kept_load_LE)
         self._now = now = loads, _each(add, self._long, loads), _each(add, self._short, loads)
         layers = [_figures(*layer, num_devices) for layer in zip(kept_loads, *now, strict=True)]
-        columns = [np.array(column) for column in zip(*layers, strict=True)]
-        if len(self._axes) > 1:
-            columns = [column.reshape(self._axes) for column in columns]
-        return Figures(*columns)
+        violation, globally, straggler, dead, dropped = np.array(layers).T.reshape(-1, *self._axes)
+        return Figures(violation, globally, straggler, dead.astype(np.int64), dropped)
 
     def advance(self) -> None:
         """The step whose figures were asked last is past and belongs to the windows of those to come.

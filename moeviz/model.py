@@ -98,9 +98,12 @@ class MoELayer(nn.Module):
             if self.witness is not None:
                 self._show(runs, *own, decisions[-1])
         chosen_TK, gates_TK, valid_TK = _side_by_side(groups, decisions)
-        columns = (normed_Td, gates_TK, self.w_in_Ed2H, self.w_out_EHd)
-        x_Td, gates_TK, *weights = (column.to(self.dtype) for column in columns)
-        return mix(x_Td, chosen_TK, gates_TK, *weights, valid_TK).to(normed_Td.dtype), decisions
+        inputs = (normed_Td, gates_TK, self.w_in_Ed2H, self.w_out_EHd)
+        if self.dtype != normed_Td.dtype:
+            inputs = [column.to(self.dtype) for column in inputs]
+        x_Td, gates_TK, w_in_Ed2H, w_out_EHd = inputs
+        mixed_Td = mix(x_Td, chosen_TK, gates_TK, w_in_Ed2H, w_out_EHd, valid_TK)
+        return mixed_Td.to(normed_Td.dtype), decisions
 
     def _show(
         self,
