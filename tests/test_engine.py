@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import fields, replace
+from dataclasses import astuple, fields, is_dataclass, replace
 
 import numpy as np
 import pytest
@@ -43,7 +43,9 @@ def assert_same_run(ours: list[Snapshot], theirs: list[Snapshot]) -> None:
     for one, other in zip(ours, theirs, strict=True):
         for spec in fields(Snapshot):
             if spec.name != "steps_per_second":
-                np.testing.assert_array_equal(getattr(one, spec.name), getattr(other, spec.name), err_msg=spec.name)
+                pair = (getattr(shot, spec.name) for shot in (one, other))
+                values = [astuple(value) if is_dataclass(value) else value for value in pair]
+                np.testing.assert_array_equal(*values, err_msg=spec.name)
 
 
 def differ(one: Snapshot, other: Snapshot) -> bool:
