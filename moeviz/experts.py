@@ -25,6 +25,7 @@ def mix(
     w_in_Ed2H: Tensor,
     w_out_EHd: Tensor,
     valid_TK: Tensor | None = None,
+    load_E: Tensor | None = None,
 ) -> Tensor:
     """sum over K of gate * expert(x), each expert a SwiGLU: (silu(x W_gate) * (x W_up)) W_out.
 
@@ -32,6 +33,7 @@ def mix(
         gates_TK: a dropped pair, gate 0, is computed like any other and adds nothing.
         w_in_Ed2H: W_gate and W_up side by side.
         valid_TK: which pairs are no padding (None: all). Padding is not computed.
+        load_E: how many pairs each expert has, if that is known already.
 
     Returns:
         Shape (T, d).
@@ -45,7 +47,9 @@ def mix(
         count_T = valid_TK.flatten(0, -2).sum(-1)
         first_T = count_T.cumsum(0) - count_T
     if grouped_mm_works(x_Td.device.type):
-        return _GroupedExperts.apply(rows_Td, gates_P, expert_P, token_P, first_T, *weights).view_as(x_Td)
+        load_E = tally(expert_P, len(weights[0])) if load_E is None else load_E.flatten()
+        ends_E = load_E.cumsum(0, dtype=torch.int32)
+        return _GroupedExperts.apply(rows_Td, gates_P, expert_P, token_P, first_T, ends_E, *weights).view_as(x_Td)
     return _loop(rows_Td, gates_P, expert_P, token_P, *weights).view_as(x_Td)
 
 
@@ -109,9 +113,8 @@ class _GroupedExperts(torch.autograd.Function):
     to 1.7 times slower."""
 
     @staticmethod
-    def forward(ctx, x_Td, gates_P, expert_P, token_P, first_T, w_in_Ed2H, w_out_EHd):
+    def forward(ctx, x_Td, gates_P, expert_P, token_P, first_T, ends_E, w_in_Ed2H, w_out_EHd):
         order_P = _sorted_by(expert_P, len(w_in_Ed2H))
-        ends_E = tally(expert_P, len(w_in_Ed2H)).cumsum(0, dtype=torch.int32)
         token_P = token_P.index_select(0, order_P)  # from here on, rows are in the experts' order
         place_P = torch.empty_like(order_P).index_copy_(0, order_P, _count_up(len(order_P), order_P.device))
         ctx.save_for_backward(x_Td, gates_P, order_P, ends_E, token_P, place_P, first_T, w_in_Ed2H, w_out_EHd)
@@ -147,7 +150,7 @@ class _GroupedExperts(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # not so in the first layer of the skills task, which reads the data
             grad_rows_Pd = F.grouped_mm(grad_hidden_P2H, w_in.transpose(1, 2), offs=ends_E)
             grad_x_Td = _add_up(grad_rows_Pd, place_P, first_T)
-        return grad_x_Td, grad_gates_P, None, None, None, grad_w_in, grad_w_out
+        return grad_x_Td, grad_gates_P, None, None, None, None, grad_w_in, grad_w_out
 
 
 def _through_experts(

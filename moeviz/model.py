@@ -97,12 +97,12 @@ class MoELayer(nn.Module):
             decisions.append(_decide(*own))
             if self.witness is not None:
                 self._show(runs, *own, decisions[-1])
-        chosen_TK, gates_TK, valid_TK = _side_by_side(groups, decisions)
+        chosen_TK, gates_TK, valid_TK, load_E = _side_by_side(groups, decisions)
         inputs = (normed_Td, gates_TK, self.w_in_Ed2H, self.w_out_EHd)
         if self.dtype != normed_Td.dtype:
             inputs = [column.to(self.dtype) for column in inputs]
         x_Td, gates_TK, w_in_Ed2H, w_out_EHd = inputs
-        mixed_Td = mix(x_Td, chosen_TK, gates_TK, w_in_Ed2H, w_out_EHd, valid_TK)
+        mixed_Td = mix(x_Td, chosen_TK, gates_TK, w_in_Ed2H, w_out_EHd, valid_TK, load_E)
         return mixed_Td.to(normed_Td.dtype), decisions
 
     def _show(
@@ -150,24 +150,21 @@ def _decide(
     return Decision(routing, routing.gates_TK * kept_TK, kept_load_E, kept_TK)  # the survivors are not renormalised
 
 
-def _side_by_side(groups: list[Group], decisions: list[Decision]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Chosen experts and gates of all runs in their order, and which are no padding: twins may differ in K."""
+def _side_by_side(groups: list[Group], decisions: list[Decision]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Of all runs in their order: chosen experts, gates, which are no padding (twins may differ in K), and loads."""
     if len(groups) == 1:
-        decision = decisions[0]
-        return decision.routing.chosen_TK, decision.gates_TK, decision.routing.valid_TK
-    widths = [decision.gates_TK.shape[-1] for decision in decisions]
-    padded = any(decision.routing.valid_TK is not None for decision in decisions) or len(set(widths)) > 1
+        routing, gates_TK, _, _ = decisions[0]
+        return routing.chosen_TK, gates_TK, routing.valid_TK, routing.load_E
+    widest = max(decision.gates_TK.shape[-1] for decision in decisions)
     columns: dict[int, tuple[Tensor, ...]] = {}
-    for (runs, _), (routing, gates_TK, _, _), width in zip(groups, decisions, widths, strict=True):
-        valid_TK = (
-            torch.ones_like(routing.chosen_TK, dtype=torch.bool) if routing.valid_TK is None else routing.valid_TK
-        )
-        wide = [F.pad(column, (0, max(widths) - width)) for column in (routing.chosen_TK, gates_TK, valid_TK)]
-        columns |= {run: tuple(column[place] for column in wide) for place, run in enumerate(runs)}
-    chosen_TK, gates_TK, valid_TK = (
-        torch.stack(parts) for parts in zip(*map(columns.get, sorted(columns)), strict=True)
-    )
-    return chosen_TK, gates_TK, valid_TK if padded else None
+    for (runs, _), (routing, gates_TK, _, _) in zip(groups, decisions, strict=True):
+        real_TK = torch.ones_like(gates_TK, dtype=torch.bool) if routing.valid_TK is None else routing.valid_TK
+        wide = [F.pad(column, (0, widest - column.shape[-1])) for column in (routing.chosen_TK, gates_TK, real_TK)]
+        columns |= {run: tuple(part[place] for part in (*wide, routing.load_E)) for place, run in enumerate(runs)}
+    in_order = zip(*(columns[run] for run in sorted(columns)), strict=True)
+    chosen_TK, gates_TK, valid_TK, load_E = (torch.stack(parts) for parts in in_order)
+    even = all(routing.valid_TK is None and gates.shape[-1] == widest for routing, gates, _, _ in decisions)
+    return chosen_TK, gates_TK, None if even else valid_TK, load_E
 
 
 class Linear(nn.Linear):
