@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.cells import GRID, Cell, Weights, ours, weights_of
 from benchmarks.measure import Table, Time, Work, backward, columns, interleaved, number, timed
@@ -33,6 +34,8 @@ def tables(device: str) -> Iterator[Table]:
     yield Table("One layer: times", columns("ours"), rows)
     skewed = [row for cell in GRID for row in timed(str(cell), _skewed(cell, device), "balanced")]
     yield Table("One layer of ours under skewed routing", columns("balanced"), skewed)
+    if device == "cpu":
+        yield _profile()
 
 
 Measured = tuple[dict[str, Time], dict[str, str], list[str]]  # times, affinities, and who was left out why
@@ -74,6 +77,42 @@ def _rows(cell: Cell, times: dict[str, Time], gatings: dict[str, str]) -> list[t
         (f"{cell}: {name}", number(one.cpu), number(one.wall), _ratio(name, times, gatings))
         for name, one in times.items()
     ]
+
+
+# Which of torch's own operations do what. Names are those that its profiler prints.
+KINDS = {
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm"),
+    "the grouped products' loop over experts": (
+        *("aten::_grouped_mm", "aten::select", "aten::slice", "aten::as_strided", "aten::item"),
+        *("aten::_local_scalar_dense", "aten::resolve_conj"),
+    ),
+    "SwiGLU": ("aten::silu", "aten::silu_backward", "aten::mul", "aten::mul_"),
+    "bringing rows to experts and back": (
+        *("aten::index_select", "aten::_embedding_bag", "aten::_embedding_bag_forward_only", "aten::index_copy_"),
+        *("aten::cumsum", "aten::scatter_add_"),
+    ),
+}
+PROFILED = 30
+
+
+def _profile() -> Table:
+    """Where our layer's time goes, by the operations' own time; the profiler itself makes small ones look longer."""
+    shares = {str(cell): _shares(weights_of(cell, "cpu"), cell) for cell in GRID}
+    rows = [(kind, *(f"{share[kind]:.0f} %" for share in shares.values())) for kind in next(iter(shares.values()))]
+    note = "Self time of torch's operations; what is not named is the router and the dispatch of some 75 operations."
+    return Table("Where the time of one layer of ours goes", ("", *shares), rows, note)
+
+
+def _shares(weights: Weights, cell: Cell) -> dict[str, float]:
+    work = _ours(weights, cell, "sigmoid")
+    work()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(PROFILED):
+            work()
+    times = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    parts = {kind: sum(times.get(name, 0) for name in names) for kind, names in KINDS.items()}
+    parts["router, autograd, everything else"] = sum(times.values()) - sum(parts.values())
+    return {kind: 100 * time / sum(times.values()) for kind, time in parts.items()}
 
 
 def _skewed(cell: Cell, device: str) -> dict[str, Time]:
