@@ -16,6 +16,7 @@ from moeviz import balance, strategies
 from moeviz.balance import BIAS_RULES, LOSSES, BiasState, added_loss
 from moeviz.config import LOSS_WEIGHTS, Knobs
 from moeviz.routing import Routing, route
+from moeviz.together import merged
 
 BY_LOAD = ("none", "sign", "proportional", "sign_centred", "rms", "multiplicative", "momentum")
 
@@ -620,3 +621,41 @@ def test_logits_of_any_size_cost_a_finite_loss(loss, gating):
         assert added.isfinite()
         assert added >= 0
         assert logits.grad.isfinite().all()
+
+
+# --- twins -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("router", ["top_k", "expert_choice"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_runs_together_have_the_losses_that_each_has_alone(loss, router):
+    random = torch.Generator().manual_seed(7)
+    logits, knobs = torch.randn(3, 24, 8, generator=random), Knobs(router=router, num_devices=2, num_groups=2)
+    both = route(logits, torch.randn(3, 8, generator=random), knobs)
+    together = LOSSES[loss](both, 4, knobs)
+    assert together.shape == (3,)
+    for place in range(3):
+        assert float(together[place]) == pytest.approx(float(LOSSES[loss](both.twin(place), 4, knobs)), rel=1e-6)
+
+
+def test_runs_together_add_each_its_own_weight_of_a_loss():
+    random = torch.Generator().manual_seed(8)
+    layers = [route(torch.randn(2, 24, 8, generator=random), torch.zeros(2, 8), Knobs()) for _ in range(2)]
+    both = added_loss(layers, merged([Knobs(alpha=0.1), Knobs(alpha_z=2.0)], "cpu"), 4)
+    for place, knobs in enumerate((Knobs(alpha=0.1), Knobs(alpha_z=2.0))):
+        alone = added_loss([layer.twin(place) for layer in layers], knobs, 4)
+        assert float(both[place]) == pytest.approx(float(alone), rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", BIAS_RULES)
+def test_biases_of_several_runs_move_as_each_alone(rule):
+    random = torch.Generator().manual_seed(9)
+    speeds = [Knobs(bias_rule=rule, u=u, damping=10 * u) for u in (0.001, 0.05)]
+    layers = [route(torch.randn(2, 40, 8, generator=random), torch.zeros(2, 8), Knobs()) for _ in range(3)]
+    bias, momentum = torch.randn(2, 3, 8, generator=random), torch.randn(2, 3, 8, generator=random)
+    moved = BIAS_RULES[rule](BiasState(rule, bias, momentum), layers, merged(speeds, "cpu"))
+    for place, knobs in enumerate(speeds):
+        own = BiasState(rule, bias[place], momentum[place])
+        alone = BIAS_RULES[rule](own, [layer.twin(place) for layer in layers], knobs)
+        assert torch.equal(moved.bias_LE[place], alone.bias_LE)
+        assert torch.equal(moved.momentum_LE[place], alone.momentum_LE)

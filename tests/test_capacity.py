@@ -279,3 +279,19 @@ def test_padding_takes_no_place_and_never_stays(example, columns):
     padded = keep(padded_chosen, padded_affinity, torch.tensor(protected), experts, knobs, valid)
     assert torch.equal(padded[:, :top_k], plain)
     assert not padded[:, top_k:].any()
+
+
+@pytest.mark.parametrize("dropping", ["expert", "device"])
+@pytest.mark.parametrize("router", ["top_k", "expert_choice"])
+def test_each_run_of_several_has_queues_of_its_own(router, dropping):
+    knobs = Knobs(router=router, top_k=2, token_dropping=dropping, capacity_factor=0.6, num_devices=2)
+    random = torch.Generator().manual_seed(6)
+    routing = route(torch.randn(3, 30, 6, generator=random), torch.zeros(3, 6), knobs)
+    affinity_TK = routing.scores_TE.gather(-1, routing.chosen_TK)
+    protected_T = torch.rand(3, 30, generator=random) < torch.tensor([[0.0], [0.3], [1.0]])
+    kept_TK = keep(routing.chosen_TK, affinity_TK, protected_T, 6, knobs, routing.valid_TK)
+    for place in range(3):
+        own = routing.twin(place)
+        alone = keep(own.chosen_TK, affinity_TK[place], protected_T[place], 6, knobs, own.valid_TK)
+        assert torch.equal(kept_TK[place], alone)
+    assert kept_TK[1].sum() < kept_TK[2].sum()

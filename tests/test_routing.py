@@ -543,3 +543,42 @@ def test_a_tally_counts_each_row_apart(data):
     kept = tally(torch.tensor(ids).view(rows, columns), experts, torch.tensor(valid).view(rows, columns).bool())
     pairs = [list(zip(row, keep, strict=True)) for row, keep in zip(ids, valid, strict=True)]
     assert kept.tolist() == [[row.count((expert, True)) for expert in range(experts)] for row in pairs]
+
+
+# --- twins -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        Knobs(),
+        Knobs(top_k=3, num_groups=4, groups_kept=2, gating="softmax"),
+        Knobs(num_groups=2, groups_kept=1, group_score="max", norm_topk=False, route_scale=2.5),
+        Knobs(bias_rule="multiplicative"),
+        Knobs(router="expert_choice", top_k=3),
+        Knobs(router="hash"),
+    ],
+    ids=["plain", "groups", "best group", "factor", "expert choice", "hash"],
+)
+def test_runs_routed_together_are_routed_as_each_alone(knobs):
+    random = torch.Generator().manual_seed(5)
+    logits_RTE, bias_RE = torch.randn(3, 20, 8, generator=random), torch.randn(3, 8, generator=random)
+    token_id_T = torch.randint(256, (20,), generator=random)
+    both = route(logits_RTE, bias_RE, knobs, token_id_T)
+    for place in range(3):
+        own, alone = both.twin(place), route(logits_RTE[place], bias_RE[place], knobs, token_id_T)
+        assert torch.equal(own.load_E, alone.load_E)
+        real = slice(None) if alone.valid_TK is None else alone.valid_TK
+        width = alone.chosen_TK.shape[-1]  # with expert choice the busiest token of all runs decides
+        assert torch.equal(own.chosen_TK[:, :width][real], alone.chosen_TK[real])
+        assert torch.equal(own.gates_TK[:, :width][real], alone.gates_TK[real])
+        assert torch.equal(own.scores_TE, alone.scores_TE)
+        if own.valid_TK is not None:
+            assert int(own.valid_TK.sum()) == int(alone.valid_TK.sum())
+
+
+def test_no_tokens_of_several_runs_are_routed_nowhere():
+    for router in ROUTERS:
+        empty = route(torch.zeros(2, 0, 4), torch.zeros(2, 4), Knobs(router=router), torch.zeros(0, dtype=torch.long))
+        assert empty.chosen_TK.shape == (2, 0, 2)
+        assert empty.load_E.tolist() == [[0] * 4] * 2
