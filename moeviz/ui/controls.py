@@ -265,7 +265,7 @@ NUMBERS = {
     "tokens_per_step": ("Tokens T", 128),
     "sequence_length": ("Sequence", 8),
     "shared_experts": ("Shared", 1),
-    "mtp_depth": ("Further ahead", 1),
+    "mtp_depth": ("MTP depth", 1),
     "seed": ("Seed", 1),
 }
 
@@ -279,9 +279,9 @@ def _recipe(recipe: Recipe) -> None:
         columns = st.columns(2)
         for place, name in enumerate(NUMBERS):
             _number(columns[place % 2], name)
-        devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
-        columns[0].selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
         columns[1].selectbox("Precision", PRECISIONS, key="precision", bind="query-params", help=_help("precision"))
+        devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
+        st.selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
         upload = st.file_uploader(
             "Your own text, for the text task",
             max_upload_size=MAX_UPLOAD_MB,
