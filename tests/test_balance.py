@@ -642,6 +642,7 @@ def test_runs_together_add_each_its_own_weight_of_a_loss():
     random = torch.Generator().manual_seed(8)
     layers = [route(torch.randn(2, 24, 8, generator=random), torch.zeros(2, 8), Knobs()) for _ in range(2)]
     both = added_loss(layers, merged([Knobs(alpha=0.1), Knobs(alpha_z=2.0)], "cpu"), 4)
+    assert added_loss(layers, merged([Knobs(), Knobs()], "cpu"), 4).tolist() == [0, 0]
     for place, knobs in enumerate((Knobs(alpha=0.1), Knobs(alpha_z=2.0))):
         alone = added_loss([layer.twin(place) for layer in layers], knobs, 4)
         assert float(both[place]) == pytest.approx(float(alone), rel=1e-6)

@@ -516,6 +516,8 @@ def test_the_best_are_those_that_torch_finds(experts, count):
     for dtype in (torch.float32, torch.float64):
         expected = values_TE.to(dtype).topk(count, dim=-1).indices
         assert torch.equal(best_first(values_TE.to(dtype), count), expected)
+        of_twins = best_first(values_TE.to(dtype).view(2, 250, experts), count)
+        assert torch.equal(of_twins, expected.view(2, 250, count))
 
 
 @pytest.mark.parametrize("experts", [6, 8, 13])
@@ -543,6 +545,13 @@ def test_a_tally_counts_each_row_apart(data):
     kept = tally(torch.tensor(ids).view(rows, columns), experts, torch.tensor(valid).view(rows, columns).bool())
     pairs = [list(zip(row, keep, strict=True)) for row, keep in zip(ids, valid, strict=True)]
     assert kept.tolist() == [[row.count((expert, True)) for expert in range(experts)] for row in pairs]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 2.5])
+def test_the_scale_is_a_factor_on_every_gate(scale):
+    logits = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
+    plain, scaled = (route(logits, torch.zeros(8), Knobs(route_scale=factor)).gates_TK for factor in (1.0, scale))
+    torch.testing.assert_close(scaled, scale * plain)
 
 
 # --- twins -----------------------------------------------------------------------------------------------------------
@@ -581,4 +590,5 @@ def test_no_tokens_of_several_runs_are_routed_nowhere():
     for router in ROUTERS:
         empty = route(torch.zeros(2, 0, 4), torch.zeros(2, 4), Knobs(router=router), torch.zeros(0, dtype=torch.long))
         assert empty.chosen_TK.shape == (2, 0, 2)
+        assert empty.chosen_TK.dtype == torch.long
         assert empty.load_E.tolist() == [[0] * 4] * 2
