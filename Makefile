@@ -39,7 +39,7 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 # `$(BIN)/python -m benchmarks layer dense` measures sections and writes nothing.
 bench: $(VENV)/.dev ## measure side by side, print ratios and write benchmarks/RESULTS.md
-	$(BIN)/python -m pip install --quiet -r requirements-bench.txt
+	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 
 # Not part of `make test`, and its tool no part of what tests need. One thread, since a fork of a process with more may
