@@ -196,6 +196,17 @@ class Ledger:
         self._long = _each(sub, long, self._past.popleft())
         self._short = _each(sub, short, self._past[-DEAD_WINDOW])
 
+    def past(self) -> np.ndarray:
+        """The loads that the windows hold, the oldest first: all that a ledger is made of."""
+        return np.array(self._past).reshape(-1, *self._axes, self._experts)
+
+    def begin_after(self, load_NLE: np.ndarray) -> None:
+        """Go on as after steps of these loads (`past`)."""
+        self._past = deque(self._rows(load_LE) for load_LE in load_NLE)
+        self._long = load_NLE.sum(0).reshape(-1, self._experts).tolist()
+        self._short = load_NLE[len(load_NLE) + 1 - DEAD_WINDOW :].sum(0).reshape(-1, self._experts).tolist()
+        self._now = None
+
     def _rows(self, load_LE: np.ndarray) -> _Rows:
         return (load_LE if load_LE.ndim == 2 else load_LE.reshape(-1, self._experts)).tolist()
 

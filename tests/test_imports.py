@@ -25,6 +25,7 @@ FLOORS = [
     {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export"},
     {"moeviz.training"},
     {"moeviz.engine"},
+    {"moeviz.checkpoint"},
     {"moeviz.host", "moeviz.figures", "moeviz.live", "moeviz.lessons"},
     {"moeviz.cli", "moeviz.ui"},
     {"moeviz.__main__", "pages"},
@@ -56,6 +57,7 @@ ENGINE_SIDE = (
     "tasks",
     "training",
     "engine",
+    "checkpoint",
 )
 MAY_IMPORT = {
     "torch": tuple(f"moeviz.{name}" for name in (*ENGINE_SIDE, "host.worker", "cli")),

@@ -441,3 +441,20 @@ def test_a_single_choice_is_as_unfair_as_a_load_can_be():
 def test_choosing_everybody_is_perfectly_fair():
     fair = fair_router(64, 8, 8)
     assert (fair.max_vio, fair.max_vio_p95, fair.min_load_p05) == (0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 3, 5)])
+def test_a_ledger_goes_on_from_the_loads_of_another(shape):
+    """Most experts get nothing, so that every step more or less in a window shows."""
+    draw = np.random.default_rng(3)
+    loads = [draw.integers(1, 50, shape) * (draw.random(shape) < 0.03) for _ in range(3 * GLOBAL_WINDOW)]
+    ledger = Ledger(*shape)
+    for number, load in enumerate(loads):
+        if number % 37 == 0:
+            other = Ledger(*shape)
+            other.begin_after(ledger.past())
+        ours, theirs = (one.figures(load, load, 1) for one in (ledger, other))
+        for name in ("max_vio_global_L", "dead_experts_L"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name), err_msg=f"{number} {name}")
+        ledger.advance()
+        other.advance()
