@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, show
+from moeviz.host.host import RELEASE_AFTER
 from moeviz.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -60,3 +62,10 @@ def test_the_commands_of_the_readme_are_those_of_the_makefile():
         assert command in README
         assert command in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_a_page_is_remembered_as_long_as_its_run_is_kept():
+    server = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))["server"]
+    assert server["disconnectedSessionTTL"] == RELEASE_AFTER
+    assert server["enableCORS"]
+    assert server["enableXsrfProtection"]
