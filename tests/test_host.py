@@ -739,8 +739,10 @@ def test_shutdown_leaves_no_process_and_may_be_repeated() -> None:
         host.create(Recipe(), QUICK)
 
 
+# A program that a shell put in the background ignores Ctrl-C, and so do its children: the tests may be one.
 SERVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from moeviz.config import Knobs, Recipe
 from moeviz.host import Host
 host = Host(2, engine=sys.argv[1])
