@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moeviz import truth
+import torch
+from torch import Tensor
+
+from moeviz import balance, truth
 from moeviz.config import MAX_PARAMETERS, Knobs, Recipe, SettingsError
 from moeviz.snapshot import Snapshot
 from moeviz.training import (
@@ -74,6 +77,39 @@ class Engine(Training):
         """Task loss on held-out tokens, and which experts their domains go to (`metrics.relative_load` and more)."""
         return self._examine()[0]
 
+    def state(self) -> dict[str, Tensor]:
+        """Copies of all that the next step depends on, beside recipe, knobs and text."""
+        run, numbers = self.runs[0], {}
+        for name, weight in self.model.named_parameters():
+            numbers[f"weight/{name}"] = weight.detach()
+            numbers |= {f"{moment}/{name}": value for moment, value in self.optimizer.state.get(weight, {}).items()}
+        numbers |= {"bias_LE": run.bias.bias_LE, "momentum_LE": run.bias.momentum_LE}
+        numbers |= {"data": self._data.get_state(), "protect": self._protect.get_state()}
+        numbers |= {"past_NLE": torch.from_numpy(run.ledger.past()), "step": torch.tensor(self.step_number)}
+        return {name: value.cpu().clone() for name, value in numbers.items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state` of the same recipe, rule and text.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: it is of another recipe, or not a state.
+        """
+        run, self.step_number = self.runs[0], int(state["step"])
+        for name, weight in self.model.named_parameters():
+            weight.copy_(_like(weight, state[f"weight/{name}"]))
+            if self.step_number > 0:
+                patterns = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                self.optimizer.state[weight] = {
+                    moment: _like(pattern, state[f"{moment}/{name}"]).clone() for moment, pattern in patterns.items()
+                }
+        bias_LE, momentum_LE = (_like(run.bias.bias_LE, state[name]).clone() for name in ("bias_LE", "momentum_LE"))
+        run.bias = balance.BiasState(run.knobs.bias_rule, bias_LE, momentum_LE)
+        for generator, name in ((self._data, "data"), (self._protect, "protect")):
+            generator.set_state(_like(generator.get_state(), state[name]))
+        run.ledger.begin_after(_like(torch.from_numpy(run.ledger.past()), state["past_NLE"]).numpy())
+        self._keep_good_state(run)
+
 
 class Twins(Training):
     """Runs of one recipe under knobs of their own, trained together: equal weights at the start, the same batches.
@@ -122,3 +158,14 @@ class Twins(Training):
     def examine(self) -> list[HeldOut]:
         """Each twin on held-out tokens."""
         return self._examine()
+
+
+def _like(pattern: Tensor, value: Tensor) -> Tensor:
+    """A value on the device of what it replaces.
+
+    Raises:
+        ValueError: it has another shape or type.
+    """
+    if (value.shape, value.dtype) != (pattern.shape, pattern.dtype):
+        raise ValueError(f"{tuple(value.shape)} {value.dtype} is not {tuple(pattern.shape)} {pattern.dtype}")
+    return value.to(pattern.device)

@@ -59,7 +59,7 @@ def route(logits_TE: Tensor, bias_E: Tensor, knobs: Knobs, token_id_T: Tensor | 
         SettingsError: a logit or a bias is not finite, so no order of experts is meaningful.
         ValueError: the hash router has no token ids.
     """
-    refuse_not_finite(logits_TE, bias_E)
+    _refuse_not_finite(logits_TE, bias_E)
     return decide(logits_TE, bias_E, knobs, token_id_T)
 
 
@@ -216,7 +216,7 @@ def gate(chosen_scores_TK: Tensor, norm_topk: bool, route_scale: float) -> Tenso
     return chosen_scores_TK * route_scale if route_scale != 1 else chosen_scores_TK
 
 
-def refuse_not_finite(logits_TE: Tensor, bias_E: Tensor) -> None:
+def _refuse_not_finite(logits_TE: Tensor, bias_E: Tensor) -> None:
     """Raises SettingsError where an order of experts would be meaningless."""
     for name, values in (("logits", logits_TE), ("bias", bias_E)):
         if not values.isfinite().all():
