@@ -279,9 +279,9 @@ def _recipe(recipe: Recipe) -> None:
         columns = st.columns(2)
         for place, name in enumerate(NUMBERS):
             _number(columns[place % 2], name)
-        columns[1].selectbox("Precision", PRECISIONS, key="precision", bind="query-params", help=_help("precision"))
         devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
-        st.selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
+        columns[1].selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
+        st.selectbox("Precision", PRECISIONS, key="precision", bind="query-params", help=_help("precision"))
         upload = st.file_uploader(
             "Your own text, for the text task",
             max_upload_size=MAX_UPLOAD_MB,
