@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,11 @@ from moeviz.engine import Engine
 FORMAT = 1
 
 
-def save(engine: Engine, path: str | os.PathLike) -> None:
-    """Write a run to a file: whole or not at all, whatever happens meanwhile.
+def save(engine: Engine, path: str | os.PathLike, durable: bool = True) -> None:
+    """Write a run to a file: whole or not at all, whatever happens to this process meanwhile.
+
+    Args:
+        durable: wait until it is on the disk, so that it also outlasts the machine. Costs more than the rest.
 
     Raises:
         OSError: there is no place for it; a file of that name is as it was.
@@ -33,8 +37,9 @@ def save(engine: Engine, path: str | os.PathLike) -> None:
     try:
         with open(part, "wb") as file:
             file.write(to_bytes(engine))
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -105,5 +110,10 @@ def _digest(engine: Engine) -> str | None:
         return None
     from moeviz.tasks.text import standard_library
 
-    corpora = standard_library() if engine.text is None else (engine.text,)
+    return _hash(standard_library() if engine.text is None else (engine.text,))
+
+
+@lru_cache(maxsize=16)
+def _hash(corpora: tuple[bytes, ...]) -> str:
+    """Megabytes, asked for again with every checkpoint of a run."""
     return hashlib.sha256(b"\0".join(corpora)).hexdigest()

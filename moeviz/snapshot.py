@@ -165,6 +165,15 @@ class History:
         """Rows written since the last beginning; the newest step is `count - 1`."""
         return int(self._header["count"][0])
 
+    @property
+    def last_step(self) -> int:
+        return self.count - 1
+
+    def restore(self, rows) -> None:
+        for row in rows:
+            self._rows[self.count % self.capacity] = row
+            self._header["count"] += 1
+
     def clear(self) -> None:
         """Begin again: forget every row."""
         self._header["count"] = 0

@@ -6,9 +6,11 @@ drawn from the seed and the top-k in force.
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -39,6 +41,25 @@ class TrainingDiverged(RuntimeError):
     """As in the engine."""
 
 
+def save(engine: Engine, path: str, durable: bool = True) -> None:
+    """What `moeviz.checkpoint.save` does: whole or not at all."""
+    part = Path(f"{path}.part")
+    state = {"recipe": asdict(engine.recipe), "count": engine.count, "random": engine.random.bit_generator.state}
+    part.write_text(json.dumps(state))
+    os.replace(part, path)
+
+
+def load(path: str, text: bytes | None = None) -> Engine:
+    """What `moeviz.checkpoint.load` does."""
+    try:
+        state = json.loads(Path(path).read_text())
+    except ValueError:
+        raise SettingsError("This is no checkpoint.") from None
+    engine = Engine(Recipe(**state["recipe"]), Knobs(), text)
+    engine.count, engine.random.bit_generator.state = state["count"], state["random"]
+    return engine
+
+
 def available_devices() -> list[str]:
     """A device the server cannot guess."""
     return ["abacus", "cpu"]
@@ -55,6 +76,11 @@ class Engine:
         self.recipe, self.count = recipe, 0
         self.wants_truth, self.truth = False, None
         self.random = np.random.default_rng(recipe.seed)
+
+    @property
+    def step_number(self) -> int:
+        """Steps made so far."""
+        return self.count
 
     def observe(self) -> Snapshot:
         """Step 0."""

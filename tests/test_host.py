@@ -18,7 +18,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.host import Host, Run
+from moeviz.host import Host, Limits, Run
 from moeviz.host.block import TRUTH_BYTES, Block, block_size, ring_capacity
 from moeviz.host.worker import Job, choose
 from moeviz.snapshot import record_dtype
@@ -555,20 +555,6 @@ def test_only_a_diverged_run_can_go_on(new_run: Callable[..., Run]) -> None:
     assert healthy.state().playing is True
 
 
-def test_a_lost_run_cannot_go_on() -> None:
-    host = Host(1, engine=ENGINE)
-    try:
-        run = host.create(Recipe(), QUICK)
-        diverged(run, 3)
-        os.kill(host.process_ids[0], signal.SIGKILL)
-        wait_until(lambda: run.state().status == "lost")
-        assert run.state().can_go_on is False
-        run.go_on()
-        assert run.state().status == "lost"
-    finally:
-        host.shutdown()
-
-
 def test_a_fault_in_the_program_stops_one_run_only(new_run: Callable[..., Run], host: Host) -> None:
     workers = host.process_ids
     run, _, other, broken_at_birth = new_run(), new_run(), new_run(), new_run(Recipe(seed=stand_in.BROKEN_SEED))
@@ -579,43 +565,6 @@ def test_a_fault_in_the_program_stops_one_run_only(new_run: Callable[..., Run], 
     wait_until(lambda: broken_at_birth.state().status == "failed")
     run_to(other, 5)
     assert host.process_ids == workers
-
-
-def test_a_killed_worker_loses_its_runs_only_and_restart_begins_again() -> None:
-    host = Host(2, engine=ENGINE)
-    try:
-        lost, other, lost_too = (host.create(Recipe(seed=seed), QUICK) for seed in range(3))
-        first = run_to(lost, 20)
-        other.play()
-        os.kill(host.process_ids[0], signal.SIGKILL)
-        wait_until(lambda: lost.state().status == "lost", 1.0)
-        assert lost.state().message.startswith("The process that trained this run ended unexpectedly.")
-        assert len(rows_of(lost)) == 21
-        lost.play()  # in vain, but no exception in a page
-        assert lost.state().playing is False
-        step = other.state().step
-        wait_until(lambda: other.state().step > step + 20)
-        lost.restart()
-        assert lost.state().epoch == 2
-        assert (run_to(lost, 20)["load"] == first["load"]).all()
-        assert lost_too.state().status == "lost"
-        lost_too.restart(play=True)
-        wait_until(lambda: lost_too.state().step > 5)
-        assert len(host.process_ids) == 2
-        assert other.state().status == "ready"
-    finally:
-        host.shutdown()
-
-
-def test_a_new_run_never_lands_on_a_dead_worker() -> None:
-    host = Host(1, engine=ENGINE)
-    try:
-        run = host.create(Recipe(), replace(QUICK, route_scale=stand_in.FATAL))
-        run.play()
-        wait_until(lambda: run.state().status == "lost")
-        run_to(host.create(Recipe(), QUICK), 3)
-    finally:
-        host.shutdown()
 
 
 def test_many_threads_may_use_one_run(new_run: Callable[..., Run]) -> None:
@@ -658,7 +607,7 @@ def still(run: Run) -> bool:
 
 
 def test_an_unwatched_run_is_held_then_released() -> None:
-    host = Host(1, engine=ENGINE, pause_after=0.2, release_after=1.5)
+    host = Host(1, engine=ENGINE, limits=Limits(pause_after=0.2, release_after=1.5))
     try:
         run = host.create(Recipe(), QUICK)
         run.play()
@@ -688,7 +637,7 @@ def test_an_unwatched_run_is_held_then_released() -> None:
 
 
 def test_a_command_wakes_a_held_run() -> None:
-    host = Host(1, engine=ENGINE, pause_after=0.5)
+    host = Host(1, engine=ENGINE, limits=Limits(pause_after=0.5))
     try:
         run = host.create(Recipe(), QUICK)
         wait_until(lambda: run.state().status == "ready")

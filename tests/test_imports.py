@@ -26,6 +26,7 @@ FLOORS = [
     {"moeviz.training"},
     {"moeviz.engine"},
     {"moeviz.checkpoint"},
+    {"moeviz.toy"},
     {"moeviz.host", "moeviz.figures", "moeviz.live", "moeviz.lessons"},
     {"moeviz.cli", "moeviz.ui"},
     {"moeviz.__main__", "pages"},
@@ -58,6 +59,7 @@ ENGINE_SIDE = (
     "training",
     "engine",
     "checkpoint",
+    "toy",
 )
 MAY_IMPORT = {
     "torch": tuple(f"moeviz.{name}" for name in (*ENGINE_SIDE, "host.worker", "cli")),

@@ -7,9 +7,13 @@ holds a `Run` per visitor, a light handle that sends commands and reads history;
     run = host.create(recipe, knobs)       once per visitor; find it again with host.get(run.token)
     run.play(); run.set_knobs(knobs)       commands take effect within one training step
     run.state(); run.records_since(...)    what happened, read from shared memory
+
+A worker that dies takes no run along, and a visitor who was away finds theirs again: `vault` keeps what is needed.
+`Limits` says what one server allows.
 """
 
-from moeviz.host.host import Host
+from moeviz.host.host import Found, Host
+from moeviz.host.limits import Limits
 from moeviz.host.run import Run, RunState
 
-__all__ = ["Host", "Run", "RunState"]
+__all__ = ["Found", "Host", "Limits", "Run", "RunState"]

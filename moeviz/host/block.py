@@ -31,7 +31,7 @@ MESSAGE_BYTES = 1024
 TRUTH_BYTES = 8192
 STATUSES = ("starting", "ready", "failed")
 TRUTH_TRIES = 1_000  # a look takes microseconds, as does the writing it may fall into
-NO_TARGET = -1
+NO_TARGET = NEVER = -1
 
 # All eight bytes wide and aligned, so that a reader sees either the old or the new value of each.
 STATE = np.dtype(
@@ -41,7 +41,10 @@ STATE = np.dtype(
         ("target", "<i8"),
         ("playing", "<i8"),
         ("can_go_on", "<i8"),  # whether a failed run still has the state before the step that failed
+        ("training", "<i8"),  # whether a step is being made: when a worker dies, this was the run it died of
+        ("saved", "<i8"),  # the step of its newest checkpoint
         ("message", f"S{MESSAGE_BYTES}"),
+        ("unsaved", f"S{MESSAGE_BYTES}"),  # why the newest attempt to save it failed
     ]
 )
 # A text that is written over: a reader believes it only when its bytes have the checksum, and looks again if not.
@@ -63,6 +66,9 @@ class Told:
     playing: bool
     target: int | None
     can_go_on: bool
+    training: bool
+    saved: int | None
+    unsaved: str
 
 
 class Block:
@@ -86,11 +92,15 @@ class Block:
         """The newest step, 0 while there is none."""
         return max(self.history.count - 1, 0)
 
+    def _text(self, name: str) -> str:
+        return bytes(self._state[name][0]).decode(errors="ignore")
+
     def begin(self, epoch: int, playing: bool) -> None:
         """Server side, before the worker knows the block: number this beginning and say whether it plays at once."""
         self._epoch[0] = epoch
         self._state["target"] = NO_TARGET
         self._state["playing"] = playing
+        self._state["saved"] = NEVER
 
     def told(self) -> Told:
         """What the worker last wrote. The order of reading is the reverse of the order of writing."""
@@ -99,8 +109,18 @@ class Block:
         target = int(self._state["target"][0])
         playing = bool(self._state["playing"][0])
         can_go_on = bool(self._state["can_go_on"][0])
-        message = bytes(self._state["message"][0]).decode(errors="ignore")
-        return Told(acknowledged, status, message, playing, None if target == NO_TARGET else target, can_go_on)
+        training, saved = bool(self._state["training"][0]), int(self._state["saved"][0])
+        return Told(
+            acknowledged=acknowledged,
+            status=status,
+            message=self._text("message"),
+            playing=playing,
+            target=None if target == NO_TARGET else target,
+            can_go_on=can_go_on,
+            training=training,
+            saved=None if saved == NEVER else saved,
+            unsaved=self._text("unsaved"),
+        )
 
     def tell_playing(self, playing: bool, target: int | None, acknowledged: int) -> None:
         """Worker side: publish whether the run plays, and the last command that had a say in it."""
@@ -114,6 +134,19 @@ class Block:
         self._state["message"] = message.encode()[:MESSAGE_BYTES]
         self._state["can_go_on"] = can_go_on
         self._state["status"] = STATUSES.index(status)
+
+    def tell_training(self, training: bool) -> None:
+        """Worker side: publish that a step begins or has ended."""
+        self._state["training"] = training
+
+    def tell_saved(self, step: int) -> None:
+        """Worker side: publish that the run was saved as it was after this step."""
+        self._state["saved"] = step
+        self._state["unsaved"] = b""
+
+    def tell_unsaved(self, reason: str) -> None:
+        """Worker side: publish why it could not be saved."""
+        self._state["unsaved"] = reason.encode()[:MESSAGE_BYTES]
 
     def tell_truth(self, identities: list[dict[str, Any]]) -> None:
         """Worker side: publish what was checked on the newest batch that was, in place of what was there.

@@ -1,52 +1,74 @@
-"""Which worker trains whose run, and for how long?
+"""Which worker trains whose run, for how long, and whose turn is it to come in?
 
-A `Host` owns the worker processes and finds runs by their token. A run that nobody watches is held, later released:
-nothing trains for a visitor who left.
+A `Host` owns the worker processes and finds runs by their token. A run that nobody watches is held, later put aside:
+nothing trains for a visitor who left. A worker that dies is replaced, and its runs go on in other ones.
+
+Locks are taken in one order, a run's before the host's: the host never calls a run while it holds its own.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+import time
 from collections import Counter
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from pathlib import Path
 
 from moeviz import config
-from moeviz.config import Knobs, Recipe
+from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.host.limits import Limits, Share, check_alone
 from moeviz.host.process import WorkerProcess
-from moeviz.host.run import Run
+from moeviz.host.run import Run, fingerprint
+from moeviz.host.vault import Vault
 
-PAUSE_AFTER = 20.0
-RELEASE_AFTER = 900.0
+TICK = 1.0  # seconds between two looks at who is gone
+SWEEP_EVERY = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A run that a visitor may take up again."""
+
+    token: str
+    step: int
+    idle_seconds: float  # since somebody last looked at it
 
 
 class Host:
     """The worker processes and the runs on them. Any thread may use it; one per server.
 
     Args:
-        num_workers: processes; None is one per core.
-        pause_after: seconds after which a run nobody touches is held until it is touched again.
-        release_after: seconds after which it is closed.
+        num_workers: processes; None is as the limits say.
+        limits: what all runs together may take, and how long what is kept.
         engine: name of the module the workers train with.
+
+    Raises:
+        SettingsError: another server uses the data folder.
     """
 
     def __init__(
-        self,
-        num_workers: int | None = None,
-        *,
-        pause_after: float = PAUSE_AFTER,
-        release_after: float = RELEASE_AFTER,
-        engine: str = "moeviz.engine",
+        self, num_workers: int | None = None, *, limits: Limits | None = None, engine: str = "moeviz.toy"
     ) -> None:
-        self._num_workers = num_workers or _usable_cores()
-        self._pause_after, self._release_after = pause_after, release_after
+        self.limits = limits = limits or Limits()
+        self.vault = Vault(Path(limits.data) if limits.data else None)
+        self._num_workers = num_workers or limits.workers or _usable_cores()
         self._engine = engine
         self._lock = threading.Lock()
+        self._reviving = threading.Lock()
         self._workers: list[WorkerProcess] = []
+        self._spare: WorkerProcess | None = None
         self._runs: dict[str, Run] = {}
         self._assigned: dict[str, WorkerProcess] = {}
+        self._admitted: dict[str, Share] = {}
+        self._waiting: dict[str, Run] = {}  # in the order they came
         self._closing = threading.Event()
-        self._reaper = threading.Thread(target=self._reap, name="moeviz-reaper", daemon=True)
+        self._wake, self._woken = Pipe()
+        self._keeper = threading.Thread(target=self._keep_order, name="moeviz-keeper", daemon=True)
 
     def start(self) -> None:
         """Start the workers, and new ones for those that died, without waiting for them."""
@@ -66,34 +88,82 @@ class Host:
         with self._lock:
             return [worker.pid for worker in self._workers]
 
-    def create(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> Run:
-        """A new run at step 0, paused, on the worker with the fewest runs.
+    def check(self, recipe: Recipe) -> None:
+        """Refuse what this server could never train.
 
         Raises:
-            SettingsError: recipe and knobs do not fit each other.
+            SettingsError: it takes more than all runs together may.
+        """
+        check_alone(recipe, self.limits)
+
+    def create(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> Run:
+        """A new run at step 0, paused, on the worker with the fewest runs; or waiting, where the server is full.
+
+        Raises:
+            SettingsError: recipe and knobs do not fit each other, or not this server.
         """
         config.check(recipe, knobs)
+        self.check(recipe)
         run = Run(self, recipe, knobs, text)
         with self._lock:
             self._runs[run.token] = run
         return run
 
     def get(self, token: str) -> Run | None:
-        """The run with this token, None if there is none (any more)."""
-        return self._runs.get(token)
+        """The run with this token, taken up from the vault if it was put aside; None if there is none (any more)."""
+        run = self._runs.get(token)
+        if run is not None or not token or self._closing.is_set():
+            return run
+        with self._reviving:
+            return self._runs.get(token) or self._revive(token)
+
+    def runs_of(self, visitor: str) -> list[Found]:
+        """What a visitor has here, the newest first; runs without a step are not worth a word."""
+        owner = fingerprint(visitor)
+        here = [run for run in list(self._runs.values()) if run.owner == owner]
+        found = [Found(run.token, run.state().step, run.idle_seconds) for run in here]
+        tokens = {run.token for run in here}
+        found += [
+            Found(kept.token, kept.step, self.vault.age(kept))
+            for kept in self.vault.kept_for(owner)
+            if kept.token not in tokens
+        ]
+        return sorted((one for one in found if one.step > 0), key=lambda one: one.idle_seconds)
 
     def shutdown(self) -> None:
-        """End every worker process. The runs are lost; the host cannot be used again."""
+        """Put every run aside and end every worker process. The host cannot be used again."""
         self._closing.set()
         atexit.unregister(self.shutdown)
+        self._wake.send_bytes(b"!")
+        for run in list(self._runs.values()):
+            run.put_aside()
         with self._lock:
             workers, self._workers = self._workers, []
-            self._runs.clear()
-            self._assigned.clear()
+            if self._spare is not None:
+                workers.append(self._spare)
+            self._spare = None
         for worker in workers:
             worker.stop()
-        if self._reaper.is_alive() and self._reaper is not threading.current_thread():
-            self._reaper.join()
+        if self._keeper.is_alive() and self._keeper is not threading.current_thread():
+            self._keeper.join()
+        self.vault.close()
+
+    def admit(self, run: Run) -> bool:
+        """Give a run its place, or put it at the end of the queue. A place it has is exchanged for the new one."""
+        with self._lock:
+            self._admitted.pop(run.token, None)
+            self._waiting.pop(run.token, None)
+            if not self._watched_in_line() and self._fits(run):
+                self._admitted[run.token] = run.share
+                return True
+            self._waiting[run.token] = run
+            return False
+
+    def ahead_of(self, run: Run) -> int:
+        """How many runs come in before this one."""
+        with self._lock:
+            line = self._watched_in_line()
+            return line.index(run) if run in line else len(line)
 
     def assign(self, run: Run) -> WorkerProcess:
         """The worker that trains a run: the one it has while that lives, else the one with the fewest runs."""
@@ -107,29 +177,106 @@ class Host:
             return worker
 
     def forget(self, run: Run) -> None:
-        """Let go of a closed run."""
+        """Let go of a closed run; its place is free."""
         with self._lock:
-            self._runs.pop(run.token, None)
-            self._assigned.pop(run.token, None)
+            if self._runs.get(run.token) is run:
+                del self._runs[run.token]
+            for places in (self._assigned, self._admitted, self._waiting):
+                places.pop(run.token, None)
+        self._let_in()
+
+    def _revive(self, token: str) -> Run | None:
+        try:
+            saved = self.vault.load(token)
+            if saved is None:
+                return None
+            self.check(saved.recipe)
+        except SettingsError as refusal:
+            print(f"moeviz: {refusal}", file=sys.stderr)
+            return None
+        run = Run(self, saved.recipe, saved.knobs, saved.text, saved)
+        with self._lock:
+            self._runs[token] = run
+        run.keep()
+        return run
+
+    def _watched_in_line(self) -> list[Run]:
+        return [run for run in self._waiting.values() if run.idle_seconds < self.limits.pause_after]
+
+    def _fits(self, run: Run) -> bool:
+        return sum(self._admitted.values(), run.share).fits(self.limits)
+
+    def _let_in(self) -> None:
+        """As many from the head of the queue as there is room for. Who is not looking keeps its place in line."""
+        while not self._closing.is_set():
+            with self._lock:
+                line = self._watched_in_line()
+                if not line or not self._fits(line[0]):
+                    return
+                run = line[0]
+                del self._waiting[run.token]
+                self._admitted[run.token] = run.share
+            run.launch()
 
     def _start(self) -> None:
         if self._closing.is_set():
             raise RuntimeError("This host is shut down. Make a new one.")
-        if not self._reaper.is_alive():
-            self._reaper.start()
+        if not self._keeper.is_alive():
+            self._keeper.start()
             atexit.register(self.shutdown)
         living = [worker for worker in self._workers if worker.alive]
+        if len(living) < self._num_workers and self._spare is not None:
+            living.append(self._spare)
+            self._spare = None
         missing = self._num_workers - len(living)
         self._workers = living + [WorkerProcess(self._engine) for _ in range(missing)]
 
-    def _reap(self) -> None:
-        interval = min(1.0, self._pause_after / 4)
-        while not self._closing.wait(interval):
-            for run in list(self._runs.values()):
-                if run.idle_seconds >= self._release_after:
-                    run.close()
-                else:
-                    run.hold_if_unwatched(self._pause_after)
+    def _keep_order(self) -> None:
+        tick = min(TICK, self.limits.pause_after / 4 or TICK, self.limits.save_every or TICK)
+        swept = time.monotonic()
+        while not self._closing.is_set():
+            with self._lock:
+                processes = {worker.sentinel: worker for worker in self._workers if worker.alive}
+            wait([*processes, self._woken], timeout=tick)
+            if self._closing.is_set():
+                return
+            self._mind_the_dead()
+            self._mind_the_runs()
+            if time.monotonic() - swept >= SWEEP_EVERY:
+                swept = time.monotonic()
+                self.vault.sweep(self.limits.keep_days * 86400, but=set(self._runs))
+
+    def _mind_the_dead(self) -> None:
+        with self._lock:
+            lost = [
+                self._runs[token]
+                for token, worker in self._assigned.items()
+                if not worker.alive and token in self._runs
+            ]
+            if lost or not all(worker.alive for worker in self._workers):
+                self._start()
+            elif self._spare is None and all(worker.devices for worker in self._workers):
+                # The next to take over, with torch in its memory already: a start takes seconds, a class waits.
+                self._spare = WorkerProcess(self._engine)
+        for run in lost:
+            run.take_up()
+
+    def _mind_the_runs(self) -> None:
+        crowded = bool(self._waiting)
+        runs = list(self._runs.values())  # other threads add and remove
+        for run in sorted(runs, key=lambda run: -run.idle_seconds):
+            idle = run.idle_seconds
+            if idle >= self.limits.release_after or (crowded and idle >= self.limits.pause_after and self._crowded()):
+                run.put_aside()
+                continue
+            run.hold_if_unwatched(self.limits.pause_after)
+            run.keep_if_due(self.limits.save_every)
+        self._let_in()
+
+    def _crowded(self) -> bool:
+        with self._lock:
+            line = self._watched_in_line()
+            return bool(line) and not self._fits(line[0])
 
 
 def _usable_cores() -> int:

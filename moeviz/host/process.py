@@ -39,6 +39,11 @@ class WorkerProcess:
         return self._process.pid
 
     @property
+    def sentinel(self) -> int:
+        """What `multiprocessing.connection.wait` sees when the process ends."""
+        return self._process.sentinel
+
+    @property
     def alive(self) -> bool:
         """Whether the process still runs. Costs one system call."""
         if not self._ended and wait([self._process.sentinel], timeout=0):
@@ -57,7 +62,7 @@ class WorkerProcess:
             return self._devices
 
     def send(self, *command: Any, memory: SharedBytes | None = None) -> None:
-        """Send a command, and the memory it announces. To a dead worker nothing is sent: its runs are lost anyway."""
+        """Send a command, and the memory it announces. To a dead worker nothing is sent: others take up its runs."""
         try:
             with self._sending:
                 self._connection.send(command)
@@ -65,9 +70,6 @@ class WorkerProcess:
                     memory.send(self._connection)
         except OSError:
             self._process.join(timeout=PATIENCE)  # a broken pipe comes just before the death it announces
-        finally:
-            if memory is not None:
-                memory.close()
 
     def stop(self) -> None:
         """End the process: kindly, then firmly."""

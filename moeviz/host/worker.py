@@ -8,6 +8,10 @@ time equally, and a run that asks for more than its share is treated like a full
 full-speed runs nothing.)
 
 Commands arrive through a pipe and are obeyed between two steps; with nothing to train the worker sleeps in `poll`.
+
+Every so often a run's state is written to a file. Where its process dies, another takes the run up from there: the
+steps that were shown already are made again, unseen, and come out the same to the bit; then it goes on.
+
 This is the only module of the room that runs beside torch, and it imports it only in the worker process.
 """
 
@@ -21,20 +25,25 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host.block import Block, block_size, receive
 
 NICENESS = 5  # pages answer first
+SAVE_AFTER = 0.2  # seconds of training: what a lost process costs at most, per run
+FROM_START = "Restart begins again from step 0."
+SAVE_SHARE = 50  # and at least this many times what saving takes: 2 % of the time
 
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """Everything a worker needs to start a run at step 0."""
+    """Everything a worker needs to start a run at step 0, or to take it up where another worker lost it."""
 
     recipe: Recipe
     knobs: Knobs
@@ -43,6 +52,13 @@ class Beginning:
     playing: bool
     period: float  # seconds from step to step, 0 for as fast as possible
     memory_name: str | None
+    weights: str  # the file of its state
+    durable: bool  # whether that file must outlast the machine
+    versions: dict[int, Knobs] | None = None  # to take it up: the settings by the numbers that its history has
+    target: int | None = None
+    acknowledged: int = 0
+    held: bool = False
+    failed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +72,10 @@ class Job:
     playing: bool
     period: float
     block: Block
+    weights: str = ""
+    durable: bool = False
+    versions: dict[int, Knobs] | None = None  # while it catches up with its history
+    past: np.ndarray | None = None  # that history
     target: int | None = None
     acknowledged: int = 0
     held: bool = False
@@ -64,11 +84,18 @@ class Job:
     told_truth: Any = None  # the engine's identities that were published last
     due: float = field(default_factory=time.monotonic)
     used: float = 0.0  # training time so far, moved up to the worker's clock whenever the run did without
+    unsaved: float = 0.0  # training time since its state was saved
+    save_cost: float = 0.0  # seconds that saving took last
+
+    @property
+    def building(self) -> bool:
+        """Whether it is not there yet: to be built, or to catch up with its history."""
+        return self.versions is not None or (self.engine is None and not self.failed)
 
     @property
     def active(self) -> bool:
         """Whether it wants turns at all: to be built, or to train."""
-        return not self.failed and (self.engine is None or (self.playing and not self.held))
+        return self.building or (not self.failed and self.playing and not self.held)
 
     def play(self, target: int | None, serial: int) -> None:
         """Train until step `target`, or until told otherwise."""
@@ -100,15 +127,32 @@ class Job:
     def fail(self, message: str, keep_engine: bool = False) -> None:
         """Stop this run, and only this one, keeping its history, and if asked its engine, so that it can go on."""
         self.engine, self.failed = self.engine if keep_engine else None, True
+        self.versions = self.past = None
         self.block.tell_status("failed", message, can_go_on=self.engine is not None)
         self.pause(self.acknowledged)
 
     def go_on(self, serial: int) -> None:
         """Be ready again, paused, at the last good step of a run whose engine was kept."""
-        if self.failed and self.engine is not None:
+        if self.failed and (self.engine is not None or self.building):
             self.failed = False
-            self.block.tell_status("ready")
+            self.block.tell_status("starting" if self.building else "ready")
         self.pause(serial)
+
+    def knobs_at(self, step: int) -> Knobs:
+        """The settings of a step: those it was made with if it is made again, else those in force."""
+        if self.versions is None:
+            return self.knobs
+        if self.past is None:
+            _, self.past = self.block.history.since(-1)
+        # The first row after a change is never thinned away, so the row before a gap has the settings of the gap.
+        before = np.searchsorted(self.past["step"], step, side="right") - 1
+        return self.versions.get(int(self.past["version"][before]), self.knobs) if before >= 0 else self.knobs
+
+    def caught_up(self) -> None:
+        """All steps that were shown are made again: go on from here."""
+        self.versions = self.past = None
+        if not self.failed:
+            self.block.tell_status("ready")
 
     def tell_truth(self) -> None:
         """Publish the identities that the engine checked, when there are newer ones."""
@@ -120,9 +164,12 @@ class Job:
         self.block.tell_playing(self.playing, self.target, self.acknowledged)
 
 
+BOTH = {item.name for item in fields(Beginning)} & {item.name for item in fields(Job)}
+
+
 def choose(jobs: Iterable[Job], now: float, clock: float) -> Job | None:
     """The run to train next, if any is due. A run that did without for a while gets no credit for it."""
-    due = [job for job in jobs if job.active and (job.engine is None or job.due <= now)]
+    due = [job for job in jobs if job.active and (job.building or job.due <= now)]
     return min(due, key=lambda job: (max(job.used, clock), job.due), default=None)
 
 
@@ -146,7 +193,7 @@ class Worker:
             while self.connection.poll(wait):
                 command = self.connection.recv()
                 if command[0] == "stop":
-                    return
+                    return self.save_all()
                 self.obey(*command)
                 wait = 0.0
             wait = self.turn()
@@ -157,7 +204,7 @@ class Worker:
             self.jobs[token] = self._accept(*arguments)
             return
         if verb == "close":
-            self.jobs.pop(token, None)
+            self._close(self.jobs.pop(token, None), *arguments)
             return
         job = self.jobs[token]
         if verb == "play":
@@ -172,6 +219,8 @@ class Worker:
             job.set_period(*arguments)
         elif verb == "hold":
             (job.held,) = arguments
+        if not job.active:
+            self.save(job)
 
     def turn(self) -> float | None:
         """Train one step of one run, if any is due. Gives the seconds until the next turn, None for "no idea"."""
@@ -181,6 +230,7 @@ class Worker:
             waiting = [job.due - now for job in self.jobs.values() if job.active]
             return max(0.0, min(waiting)) if waiting else None
         self.clock = max(self.clock, job.used)
+        job.block.tell_training(True)
         try:
             if job.engine is None:
                 self._build(job)
@@ -193,37 +243,86 @@ class Worker:
         except Exception as fault:  # one run's fault must not end the runs of others; it is shown and logged
             traceback.print_exc()
             job.fail(f"An error in the program stopped this run ({type(fault).__name__}: {fault}).")
+        job.block.tell_training(False)
+        if not job.building and (not job.active or job.unsaved > max(SAVE_AFTER, SAVE_SHARE * job.save_cost)):
+            self.save(job)
         return 0.0
+
+    def save(self, job: Job) -> None:
+        """Write a run's state to its file, if there is anything new; that it could not be is told, and no more."""
+        if job.engine is None or job.building or job.failed or not job.unsaved:
+            return
+        start = time.monotonic()
+        try:
+            self.engine.save(job.engine, job.weights, job.durable)
+        except OSError as cause:
+            job.block.tell_unsaved(cause.strerror or str(cause))
+        else:
+            job.block.tell_saved(job.engine.step_number)
+        job.unsaved, job.save_cost = 0.0, time.monotonic() - start
+
+    def save_all(self) -> None:
+        """Before this process ends: whatever will still be there for another server."""
+        for job in self.jobs.values():
+            if job.durable:
+                self.save(job)
 
     def _accept(self, beginning: Beginning) -> Job:
         recipe = beginning.recipe
         size = block_size(recipe.num_layers, recipe.num_experts)
         memory = receive(self.connection, size, beginning.memory_name)
-        return Job(
-            recipe=recipe,
-            knobs=beginning.knobs,
-            text=beginning.text,
-            version=beginning.version,
-            playing=beginning.playing,
-            period=beginning.period,
-            block=Block(memory, recipe.num_layers, recipe.num_experts),
-        )
+        given = {name: getattr(beginning, name) for name in BOTH}
+        return Job(**given, block=Block(memory, recipe.num_layers, recipe.num_experts))
+
+    def _close(self, job: Job | None, keep: bool) -> None:
+        if job is not None and keep:
+            self.save(job)
 
     def _build(self, job: Job) -> None:
         # Not charged as training time: a large model would otherwise wait for all others to catch up.
-        engine = self.engine.Engine(job.recipe, job.knobs, job.text)
+        history = job.block.history
+        engine = None if job.versions is None else self._saved(job)
+        if engine is None:
+            engine = self.engine.Engine(job.recipe, job.knobs_at(0), job.text)
+            first = engine.observe()  # also where it was shown already: it may draw numbers
+            if history.last_step < 0:
+                history.append(first, job.version)
         engine.wants_truth = True
-        job.block.history.append(engine.observe(), job.version)
-        job.block.tell_status("ready")
         job.engine, job.used, job.due = engine, self.clock, time.monotonic()
+        if job.versions is None:
+            job.block.tell_status("ready")
+        elif engine.step_number >= history.last_step:
+            job.caught_up()
+
+    def _saved(self, job: Job) -> Any:
+        """The run as its file has it, None if it never got that far.
+
+        Raises:
+            SettingsError: the file cannot be used.
+        """
+        try:
+            engine = self.engine.load(job.weights, job.text)
+        except FileNotFoundError:
+            return None
+        except (OSError, SettingsError) as cause:
+            raise SettingsError(f"The saved state of this run cannot be used ({cause}). {FROM_START}") from None
+        job.block.tell_saved(engine.step_number)
+        return engine
 
     def _step(self, job: Job, start: float) -> None:
-        job.block.history.append(job.engine.step(job.knobs), job.version)
-        job.tell_truth()
-        job.used = self.clock + time.monotonic() - start
-        job.schedule(start)
-        if job.target is not None:
-            job.stop_at_target()
+        if job.versions is not None:
+            job.engine.step(job.knobs_at(job.engine.step_number + 1))
+            if job.engine.step_number >= job.block.history.last_step:
+                job.caught_up()
+        else:
+            job.block.history.append(job.engine.step(job.knobs), job.version)
+            job.tell_truth()
+            job.schedule(start)
+            if job.target is not None:
+                job.stop_at_target()
+        seconds = time.monotonic() - start
+        job.used = self.clock + seconds
+        job.unsaved += seconds
 
 
 def main(connection: Connection, engine_name: str) -> None:
@@ -236,8 +335,9 @@ def main(connection: Connection, engine_name: str) -> None:
         sys.modules["torch"].set_num_threads(1)  # one worker per core: more threads would fight each other
     gc.collect()
     gc.freeze()  # torch's hundred thousand objects stay for good: no need to look at them again and again
+    worker = Worker(connection, engine)
     try:
         connection.send(engine.available_devices())
-        Worker(connection, engine).serve()
+        worker.serve()
     except (EOFError, OSError):
-        return  # the server is gone, and with it everyone who could watch
+        worker.save_all()  # the server is gone, and with it everyone who could watch
