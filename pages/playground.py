@@ -9,6 +9,7 @@ from moeviz.ui import controls, session, transport
 me = controls.sidebar()
 run = session.run()
 
+transport.earlier()
 transport.sentences()
 transport.trouble(run)
 transport.bar(run)

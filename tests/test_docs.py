@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, show
-from moeviz.host.host import RELEASE_AFTER
+from moeviz.host import Limits
 from moeviz.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,6 @@ def test_the_commands_of_the_readme_are_those_of_the_makefile():
 
 def test_a_page_is_remembered_as_long_as_its_run_is_kept():
     server = tomllib.loads((ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8"))["server"]
-    assert server["disconnectedSessionTTL"] == RELEASE_AFTER
+    assert server["disconnectedSessionTTL"] == Limits().release_after
     assert server["enableCORS"]
     assert server["enableXsrfProtection"]

@@ -30,8 +30,8 @@ class Limits:
 
     workers: int = _limit(0, 0, "processes that train; 0 is one per core")
     max_runs: int = _limit(200, 1, "runs at once; whoever comes later waits for a place")
-    max_tokens: int = _limit(500_000, 32, "tokens per step (T) of all runs together")
-    max_experts: int = _limit(20_000, 2, "experts (E times L) of all runs together")
+    max_tokens: int = _limit(500_000, Recipe().tokens_per_step, "tokens per step (T) of all runs together")
+    max_experts: int = _limit(20_000, Recipe().num_experts, "experts (E times L) of all runs together")
     pause_after: float = _limit(20.0, 0.0, "seconds after which a run that nobody watches pauses")
     release_after: float = _limit(900.0, 0.0, "seconds after which its memory is freed; it stays in the data folder")
     save_every: float = _limit(30.0, 0.0, "seconds between two savings of a run's history")

@@ -1,8 +1,9 @@
 """Where does a run wait while it has no process, or no server?
 
 In two files of the data folder: `NAME.BEGINNING.weights`, which its worker writes (`moeviz.checkpoint`), and
-`NAME.run`, which the server writes: settings, text and the history of its steps, as safetensors. Both are written whole
-or not at all, and reading them executes nothing. The name is a hash of the run's token: a list of the folder opens none.
+`NAME.run`, which the server writes: settings, text and the history of its steps, as safetensors. Both are written
+whole or not at all, and reading them executes nothing. The name is a hash of the run's token: a list of the folder
+opens none.
 
 Without a folder of the operator's choice a temporary one is made. It serves a lost worker and a visitor who comes back
 late, and goes with the server.

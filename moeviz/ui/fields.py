@@ -54,6 +54,7 @@ LABELS: dict[str, dict[Any, str]] = {
 }
 KNOB_KEYS = tuple(KNOB_FIELDS)
 RECIPE_KEYS = tuple(RECIPE_FIELDS)
+RECIPE_KEY_SET = frozenset(RECIPE_KEYS)
 
 
 def values_of(recipe: Recipe, knobs: Knobs) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -12,13 +13,18 @@ from streamlit import config, net_util
 from streamlit.runtime.pages_manager import PagesManager
 from streamlit.web.server import server_util
 
-from moeviz.host import Host
+from moeviz.config import SettingsError
+from moeviz.host import Host, Limits
 
 
 @cache
 def host() -> Host:
-    """The server's host; its workers begin to start at the first call."""
-    host = Host()
+    """The server's host; its workers begin to start at the first call.
+
+    Raises:
+        SettingsError: the environment asks for limits that cannot be, or for a data folder that is in use.
+    """
+    host = Host(limits=Limits.from_environment(os.environ))
     host.start()
     return host
 
@@ -26,7 +32,11 @@ def host() -> Host:
 @asynccontextmanager
 async def lifespan(app: Any) -> AsyncIterator[None]:
     """Start the workers with the server, so that they are ready when the first visitor presses Run."""
-    host()
+    try:
+        host()
+    except SettingsError as refusal:
+        print(f"moeviz cannot start. {refusal}", flush=True)
+        os._exit(2)  # an exception here would bury the sentence under the server's own traceback
     # A folder named pages/ switches Streamlit's old navigation on until `st.navigation` first runs: whoever opened
     # another page than the first on a fresh server would get that one without the frame.
     PagesManager.uses_pages_directory = False
@@ -41,8 +51,18 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
 
 def _greeting() -> str:
     if (bound := config.get_option("server.address")) not in (None, "0.0.0.0", "::"):
-        return f"\n  moeviz is at {server_util.get_url(bound)}\n"
+        lines = [f"\n  moeviz is at {server_util.get_url(bound)}"]
+        return "\n".join([*lines, "", _where_runs_are_kept(), ""])
     lines = [f"\n  moeviz is at {server_util.get_url('localhost')}"]
     if address := net_util.get_internal_ip():
         lines.append(f"  and for others in this network at {server_util.get_url(address)}")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", _where_runs_are_kept(), ""])
+
+
+def _where_runs_are_kept() -> str:
+    vault = host().vault
+    if vault.trouble:
+        return f"  {vault.trouble}"
+    if vault.durable:
+        return f"  runs are kept in {vault.folder}"
+    return "  runs end with this server (MOEVIZ_DATA=folder keeps them)"

@@ -14,6 +14,7 @@ import streamlit as st
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
 from moeviz.host import Run
+from moeviz.live.visitor import COOKIE
 from moeviz.ui import fields
 from moeviz.ui.hosting import host
 
@@ -33,39 +34,118 @@ class Visitor:
     stale_text: bool = False  # the run was built from another text
     notices: list[str] = field(default_factory=list)
     set_by_code: set[str] = field(default_factory=set)  # controls that a callback moved
+    agreed: dict[str, Any] = field(default_factory=dict)  # settings as the tab and its run last had them
+    offer: str = ""  # token of an earlier run of this browser
 
 
 def visitor() -> Visitor:
-    """This tab's visitor; a new one begins with what the address asks for."""
+    """This tab's visitor; a new one begins with what the address asks for.
+
+    `run=TOKEN` in the address is a run of this browser: the tab takes it up with the settings that it has.
+    """
     if KEY not in st.session_state:
         asked = st.query_params.to_dict()
+        token = asked.pop("run", "")
         speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
-        recipe, knobs, notices = fields.from_link({name: text for name, text in asked.items() if name != "speed"})
+        me = _arrive(token, {name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
-            notices.append(
-                f"In the address: speed={asked['speed']} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used."
+            me.notices.append(
+                f"In the address: speed={asked['speed'][:40]} is not one of {', '.join(SPEEDS)}. "
+                f"{USUAL_SPEED} is used."
             )
-        st.session_state[KEY] = Visitor(recipe, knobs, notices=notices)
+        st.session_state[KEY] = me
         st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
-        granted = fields.to_link(recipe, knobs)
-        if asked != granted | speed:
+        granted = fields.to_link(me.recipe, me.knobs) | speed
+        kept = {"run": me.token} if me.token else {}
+        if asked != granted or token != me.token:
             # The controls read the address themselves when first drawn: correct it before they do.
-            st.query_params.from_dict(granted | speed)
+            st.query_params.from_dict(granted | kept)
             st.rerun()
     return st.session_state[KEY]
+
+
+def _arrive(token: str, asked: dict[str, str]) -> Visitor:
+    recipe, knobs, notices = fields.from_link(asked)
+    if token:
+        if (run := host().get(token)) and _is_mine(run):
+            return _returned(run, asked)
+        whose = "belongs to another browser" if run else "is not kept any more"
+        notices.append(f"The run in the address {whose}. This is a new one with the same settings.")
+    try:
+        host().check(recipe)
+    except SettingsError as refusal:
+        recipe = Recipe()
+        knobs, _ = settle(recipe, knobs)
+        notices.append(f"In the address: {refusal} The usual sizes are used.")
+    earlier = host().runs_of(_browser()) if _browser() else []
+    return Visitor(recipe, knobs, notices=notices, offer=earlier[0].token if earlier else "")
+
+
+def _returned(run: Run, asked: dict[str, str]) -> Visitor:
+    has = fields.to_link(run.recipe, run.knobs)
+    notices = []
+    if any(has.get(name) != text for name, text in asked.items()):
+        notices.append(
+            "The address asks for other settings than your run has: these are the run's. To begin a new run with those "
+            "of the address, remove run=… from it."
+        )
+    me = Visitor(run.recipe, run.knobs, run.token, run.text, notices=notices)
+    me.agreed = fields.values_of(run.recipe, run.knobs)
+    return me
+
+
+def _browser() -> str:
+    """What the browser is called; empty until it has been given a name."""
+    named = st.context.cookies.get(COOKIE, "")
+    return named if isinstance(named, str) else ""  # Streamlit's tests have no browser
+
+
+def _is_mine(run: Run) -> bool:
+    return run.owner is None or bool(_browser() and run.claim(_browser()))
+
+
+def earlier_run() -> tuple[int, float] | None:
+    """Step of the run that this browser left earlier and seconds since; None when there is none to go back to."""
+    me = visitor()
+    found = {one.token: one for one in host().runs_of(_browser())} if me.offer else {}
+    if me.offer not in found or me.offer == me.token:
+        return None
+    return found[me.offer].step, found[me.offer].idle_seconds
+
+
+def decline_earlier() -> None:
+    """Offer the earlier run no more."""
+    visitor().offer = ""
+
+
+def take_up_earlier() -> None:
+    """Leave this tab's run for the one offered, with the settings that one has."""
+    me = visitor()
+    fresh, run = host().get(me.token), host().get(me.offer)
+    me.offer = ""
+    if run is None or not _is_mine(run):
+        me.notices.append("That run is not kept any more.")
+        return
+    if fresh is not None and fresh is not run and fresh.state().step == 0:
+        fresh.close()
+    me.token, me.recipe, me.knobs, me.text = run.token, run.recipe, run.knobs, run.text
+    me.agreed = fields.values_of(run.recipe, run.knobs)
+    choose(**me.agreed)
 
 
 def take_controls() -> Visitor:
     """Read what the controls hold into the visitor's settings; call before the controls are drawn.
 
-    Impossible combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
+    What another tab on the same run has changed is taken over where this tab has not changed it too. Impossible
+    combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
-    held = fields.values_of(me.recipe, me.knobs)
-    values = {name: st.session_state.get(name, value) for name, value in held.items()}
+    values = _merged(me)
     values = fields.with_the_tasks_sizes(me.recipe, values)
     try:
-        me.recipe = fields.recipe_from(values)
+        recipe = fields.recipe_from(values)
+        host().check(recipe)
+        me.recipe = recipe
     except SettingsError as refusal:
         me.notices.append(f"{refusal} The run goes on as it was.")
     try:
@@ -76,6 +156,21 @@ def take_controls() -> Visitor:
     me.notices += settled
     _show(me)
     return me
+
+
+def _merged(me: Visitor) -> dict[str, Any]:
+    held = fields.values_of(me.recipe, me.knobs)
+    values = {name: st.session_state.get(name, value) for name, value in held.items()}
+    run = host().get(me.token)
+    if run is None or not me.agreed:
+        return values
+    if run.recipe != me.recipe and not me.stale_text:
+        me.text = run.text
+    theirs = fields.values_of(run.recipe, run.knobs)
+    changed = {name for name, value in theirs.items() if value != me.agreed[name] and values[name] == me.agreed[name]}
+    if changed & fields.RECIPE_KEY_SET:
+        me.recipe = run.recipe
+    return values | {name: theirs[name] for name in changed}
 
 
 def choose_preset(name: str) -> None:
@@ -143,7 +238,7 @@ def run() -> Run:
     """The visitor's run, brought in line with their settings; made if there is none."""
     me = visitor()
     run = host().get(me.token)
-    if run is None:
+    if run is None or not _is_mine(run):
         run = host().create(me.recipe, me.knobs, me.text)
         me.token = run.token
     elif run.recipe != me.recipe or me.stale_text:
@@ -151,6 +246,7 @@ def run() -> Run:
     else:
         run.set_knobs(me.knobs)
     me.stale_text = False
+    me.agreed = fields.values_of(me.recipe, me.knobs)
     run.set_speed(SPEEDS[st.session_state.get("speed") or USUAL_SPEED])
     run.touch()
     return run

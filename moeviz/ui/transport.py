@@ -10,11 +10,13 @@ from moeviz.config import SettingsError
 from moeviz.host import Run
 from moeviz.ui import session
 
+OPEN_SECONDS = 5.0  # a run that was looked at so recently is on a screen
+
 
 def bar(run: Run) -> None:
     """Draw the transport. Space runs and pauses, → steps, Home resets."""
     state = run.state()
-    usable = state.status in ("starting", "ready")
+    usable = state.status in ("waiting", "starting", "ready")
     # A single step is over before anybody could pause it: the button does not flicker for it.
     playing = state.playing and state.target != state.step + 1
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -61,9 +63,31 @@ def sentences() -> None:
             st.button("Got it", key="got_it", on_click=session.forget_notices)
 
 
+def earlier() -> None:
+    """Offer the run that this browser had before, where there is one."""
+    if (found := session.earlier_run()) is None:
+        return
+    step, seconds = found
+    where = "is open in another tab" if seconds < OPEN_SECONDS else f"is kept from {_ago(seconds)}"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.info(f"Your earlier run {where}, at step {step:,}.", icon=":material/history:", width="stretch")
+        st.button("Take it up again", key="take_up", on_click=session.take_up_earlier)
+        st.button("No, thanks", key="decline", on_click=session.decline_earlier)
+
+
+def _ago(seconds: float) -> str:
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= size:
+            count = int(seconds // size)
+            return f"{count} {word}{'s' if count > 1 else ''} ago"
+    return "a moment ago"
+
+
 def trouble(run: Run) -> None:
     """Say what stopped the run, with the way out beside it."""
     state = run.state()
+    if state.status == "waiting":
+        st.info(state.message, icon=":material/hourglass_top:")
     if state.status not in ("failed", "lost"):
         return
     st.error(state.message, icon=":material/error:")
