@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, show
 from moeviz.host import Limits
+from moeviz.host.limits import variable
 from moeviz.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +64,14 @@ def test_the_commands_of_the_readme_are_those_of_the_makefile():
         assert command in README
         assert command in makefile
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_limits_table_says_what_the_code_says():
+    rows = re.findall(r"^\| `(MOEVIZ_\w+)` \| (.*) \| (.*) \|$", README, re.MULTILINE)
+    assert rows == [
+        (variable(spec.name), spec.metadata["help"], f"`{show(spec.default)}`" if spec.default != "" else "empty")
+        for spec in dataclasses.fields(Limits)
+    ]
 
 
 def test_a_page_is_remembered_as_long_as_its_run_is_kept():
