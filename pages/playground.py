@@ -4,7 +4,7 @@ import streamlit as st
 
 from moeviz import presets
 from moeviz.live.component import live_charts
-from moeviz.ui import controls, session, transport
+from moeviz.ui import controls, fields, session, transport
 
 me = controls.sidebar()
 run = session.run()
@@ -15,7 +15,12 @@ transport.trouble(run)
 transport.bar(run)
 
 state = run.state()
-live_charts(run.token, known={"playing": state.playing, "status": state.status}, on_changed=session.noticed)
+live_charts(
+    run.token,
+    known={"playing": state.playing, "status": state.status},
+    direct=fields.STOPS,
+    on_changed=session.noticed,
+)
 
 if name := presets.matching_preset(me.knobs):
     chosen = presets.PRESETS[name]

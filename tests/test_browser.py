@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import socket
@@ -9,14 +10,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from moeviz.live import assets, wire
 from moeviz.presets import PRESETS
 from tests.install_chromium import find
+from tests.test_live import make_rows
 
 ROOT = Path(__file__).parents[1]
 ARTIFACTS = ROOT / "test-artifacts"
@@ -347,3 +352,155 @@ def test_the_first_visitor_of_a_server_may_open_any_page(browser):
         expect(page.get_by_role("heading", name="Formulas and code")).to_be_visible()
         expect(page.get_by_role("link", name="Playground", exact=True)).to_be_visible()
         page.context.close()
+
+
+def decoded_in_the_browser(page, message):
+    """What the page's own decoder makes of a message."""
+    return page.evaluate(
+        """async ([address, text]) => {
+            const { decode } = await import(address)
+            const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))
+            const { header, columns } = decode(bytes.buffer)
+            return { header, columns: Object.fromEntries(Object.entries(columns).map(([k, v]) => [k, [...v]])) }
+        }""",
+        [f"/moeviz/live/wire.js?v={assets.VERSION}", base64.b64encode(message).decode()],
+    )
+
+
+def messages():
+    """Name and message for everything odd that can travel."""
+    yield "no rows", make_rows(1, 4, 0)
+    yield "one row", make_rows(1, 4, 1)
+    yield "dropping, layers, gaps, held-out losses and settings that change", make_rows(2, 5, 40, dropping=True)
+    yield "many experts", make_rows(2, 256, 12)
+    flat = make_rows(1, 4, 6)
+    flat["bias"], flat["load"], flat["kept_load"] = 0, 0, 0
+    flat["step"] = np.arange(6) + 999_995
+    flat["max_vio"] = flat["dropped_fraction"] = 0
+    yield "no bias, no load and a late step", flat
+    strange = make_rows(1, 4, 3)
+    strange["bias"][1, 0, 2], strange["task_loss"], strange["eval_loss"] = np.inf, np.nan, np.nan
+    yield "numbers that are none", strange
+    gap = make_rows(1, 4, 2)
+    gap["step"] = [0, 1_000_000]
+    yield "a wide gap", gap
+
+
+def test_the_browser_reads_a_message_as_python_does(new_page):
+    page = new_page()
+    for name, rows in messages():
+        message = wire.encode(rows, {"epoch": 1, "version": 3, "message": "é", "marks": [[3, "u"]]})
+        header, arrays = wire.decode(message)
+        seen = decoded_in_the_browser(page, message)
+        assert seen["header"] == header, name
+        assert set(seen["columns"]) == set(arrays), name
+        for column, values in arrays.items():
+            read = np.array(seen["columns"][column], float).astype(values.dtype)
+            np.testing.assert_array_equal(read, values.ravel(), f"{name}: {column}")
+
+
+def test_the_server_deflates_a_message_once(new_page, address):
+    page = new_page()
+    token = look(page, "token")
+    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers={"Accept-Encoding": "gzip, deflate, br"})
+    with urllib.request.urlopen(asked) as answer:
+        assert answer.headers.get_all("Content-Encoding") == ["deflate"]
+        assert wire.decode(zlib.decompress(answer.read()))[0]["n"] >= 1
+    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(asked) as answer:
+        assert answer.headers.get_all("Content-Encoding") == ["identity"]
+        assert wire.decode(answer.read())[0]["n"] >= 1
+
+
+def write_count(page):
+    """Counts from now on what sliders write to the run: a list of statuses that fills up."""
+    statuses = []
+    page.on("response", lambda answer: statuses.append(answer.status) if answer.url.endswith("/knobs") else None)
+    return statuses
+
+
+def settle(page):
+    """Wait until the script of the page has rested for a while, and its effects have reached the charts."""
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            const app = document.querySelector("[data-test-script-state]")
+            let since = performance.now()
+            const timer = setInterval(() => {
+                if (app.dataset.testScriptState !== "notRunning") since = performance.now()
+                if (performance.now() - since < 1000) return
+                clearInterval(timer)
+                resolve()
+            }, 20)
+        })"""
+    )
+
+
+def labels(page):
+    return [mark["label"] for mark in look(page, "marks")]
+
+
+def drag_slider(page, share):
+    """Move the slider u with the mouse to a share of its width."""
+    track = page.locator(".st-key-u [role=group]").bounding_box()
+    thumb = page.locator(".st-key-u [data-testid=stSliderThumbValue]").locator("..").bounding_box()
+    y = thumb["y"] + thumb["height"] / 2
+    page.mouse.move(thumb["x"] + thumb["width"] / 2, y)
+    page.mouse.down()
+    page.mouse.move(track["x"] + share * track["width"], y, steps=4)
+    page.mouse.up()
+
+
+def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(new_page):
+    page = new_page("?preset=loss_free")
+    button(page, "Run").click()
+    until(page, "m.step > 10 && m.playing")
+    settle(page)
+    written = write_count(page)
+    slider = page.get_by_role("slider", name="Bias update speed u")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "m.writes === 1 && m.marks.length === 1")
+    settle(page)
+    drag_slider(page, 1.0)
+    until(page, "m.writes === 2 && m.marks.length === 2")
+    settle(page)
+    assert written == [200, 200]
+    assert labels(page) == ["u 0.003 → 0.005", "u 0.005 → 0.1"], "the script brought nothing new"
+    assert slider.get_attribute("aria-valuetext") == "0.1"
+    assert "u=0.1" in page.evaluate("location.search")
+    assert look(page, "store.knobs.u") == 0.1
+
+
+def test_quick_keys_end_at_the_last_value(new_page):
+    page = new_page("?preset=loss_free")
+    button(page, "Run").click()
+    until(page, "m.step > 10 && m.playing")
+    settle(page)
+    page.get_by_role("slider", name="Bias update speed u").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    until(page, "m.store.knobs.u === 0.05")
+    settle(page)
+    assert labels(page)[-1].endswith("→ 0.05")
+    assert look(page, "store.knobs.u") == 0.05
+    stops = [float(label.split()[-1]) for label in labels(page)]
+    assert stops == sorted(set(stops)), "no value came back after a newer one"
+
+
+@pytest.mark.parametrize("refusal", ["409", "lost"])
+def test_a_write_that_fails_is_made_good_by_the_page(browser, address, refusal):
+    page = browser.new_page()
+    page.goto(address + "?preset=loss_free")
+    until(page, "m && m.drawn > 0")
+    button(page, "Run").click()
+    until(page, "m.step > 10 && m.playing")
+    settle(page)
+    refuse = {"409": lambda route: route.fulfill(status=409, body="{}"), "lost": lambda route: route.abort()}
+    page.route("**/knobs", refuse[refusal])
+    page.get_by_role("slider", name="Bias update speed u").focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "m.marks.length === 1 && m.store.knobs.u === 0.005")
+    settle(page)
+    assert labels(page) == ["u 0.003 → 0.005"]
+    assert look(page, "writes") == 0
+    page.context.close()

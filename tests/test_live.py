@@ -3,7 +3,9 @@
 import asyncio
 import gzip
 import json
+import time
 import types
+import zlib
 from dataclasses import asdict
 
 import numpy as np
@@ -11,25 +13,62 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeviz.config import Knobs, Recipe
+from moeviz.config import Knobs, Recipe, check
 from moeviz.live import assets, charts, wire
 from moeviz.live.routes import routes
 from moeviz.snapshot import History, record_dtype
 
 
-def make_rows(num_layers, num_experts, count, dropping, seed=0):
+def make_rows(num_layers, num_experts, count, dropping=False, seed=0):
     """Random rows as a `History` would return them."""
     rng = np.random.default_rng(seed)
     rows = np.zeros(count, record_dtype(num_layers, num_experts))
     rows["step"] = np.cumsum(rng.integers(1, 5, count))
     rows["version"] = np.sort(rng.integers(0, 3, count))
-    for name in ("task_loss", "added_loss", "max_vio", "fan_out", "dropped_fraction", "steps_per_second"):
+    for name in ("task_loss", "fair_max_vio", "fan_out", "steps_per_second"):
         rows[name] = rng.random(rows[name].shape)
+    rows["dead_experts"] = rng.integers(0, num_experts, rows["dead_experts"].shape)
     rows["eval_loss"] = np.where(np.arange(count) % 3 == 0, 0.5, np.nan)
     rows["bias"] = rng.normal(size=rows["bias"].shape) * 10.0 ** rng.integers(-4, 2)
     rows["load"] = rng.integers(0, 65536, rows["load"].shape)
     rows["kept_load"] = np.minimum(rows["load"], 999) if dropping else rows["load"]
+    for row in rows:
+        for layer in range(num_layers):
+            load, kept = row["load"][layer].tolist(), row["kept_load"][layer].tolist()
+            mean = sum(load) / num_experts
+            row["max_vio"][layer] = (max(load) - mean) / mean if mean else 0.0
+            row["dropped_fraction"][layer] = 1 - sum(kept) / sum(load) if mean else 0.0
     return rows
+
+
+def trained_rows(steps, **knobs):
+    """Rows of a real run."""
+    from moeviz.engine import Engine
+
+    recipe = Recipe(device="cpu")
+    engine, history = Engine(recipe, Knobs(**knobs)), History(1, recipe.num_experts, steps + 1)
+    for _ in range(steps):
+        history.append(engine.step(Knobs(**knobs)))
+    return history.since(-1)[1]
+
+
+def assert_same(arrays, rows):
+    """What was decoded is what the rows say, as exactly as the wire promises."""
+    largest = np.abs(rows["bias"]).max(initial=0.0)
+    for name in set(arrays) & set(rows.dtype.names) - {"steps_per_second"}:
+        sent = rows[name].reshape(len(rows), int(np.prod(rows[name].shape[1:])))
+        if name == "bias":
+            np.testing.assert_allclose(arrays[name], sent, rtol=1e-7, atol=largest / 32767)
+        elif name in ("max_vio", "dropped_fraction"):  # worked out anew: to the rounding of float32
+            np.testing.assert_allclose(arrays[name], sent, rtol=1.2e-7, atol=1e-9, err_msg=name)
+        else:
+            np.testing.assert_array_equal(arrays[name], sent, name)
+
+
+DRAWN = {
+    *("step", "version", "task_loss", "eval_loss", "fair_max_vio", "fair_max_vio_p95", "fair_min_load_p05"),
+    *("steps_per_second", "max_vio", "fan_out", "dropped_fraction", "dead_experts", "bias", "load", "kept_load"),
+}
 
 
 @settings(deadline=None, max_examples=60)
@@ -44,26 +83,68 @@ def test_the_wire_returns_what_was_sent(num_layers, num_experts, count, dropping
     rows = make_rows(num_layers, num_experts, count, dropping, seed)
     header, arrays = wire.decode(wire.encode(rows, {"epoch": 7}))
     assert (header["epoch"], header["n"], header["layers"], header["experts"]) == (7, count, num_layers, num_experts)
-    for name in wire.COLUMNS:
-        sent = rows[name].reshape(count, int(np.prod(rows[name].shape[1:])))
-        if name == "bias":
-            largest = np.abs(sent).max(initial=0.0)
-            np.testing.assert_allclose(arrays[name], sent, rtol=0, atol=largest / 32767)
-        else:
-            np.testing.assert_array_equal(arrays[name], sent)
+    assert set(arrays) >= DRAWN
+    assert_same(arrays, rows)
+    assert (arrays["steps_per_second"] == rows["steps_per_second"][-1:]).all(), "the newest stands for all"
 
 
-@pytest.mark.parametrize("dropping", [False, True])
-def test_the_kept_load_travels_only_when_it_differs(dropping):
-    header, _ = wire.decode(wire.encode(make_rows(1, 8, 5, dropping), {}))
-    assert ("kept_load" in [name for name, _, _ in header["columns"]]) == dropping
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {"bias_rule": "sign", "u": 0.01},
+        {"bias_rule": "quantile"},
+        {"token_dropping": "expert", "capacity_factor": 0.75, "num_groups": 4, "groups_kept": 2},
+        {"router": "expert_choice"},
+    ],
+)
+def test_a_real_run_shows_the_numbers_of_the_server(knobs):
+    rows = trained_rows(40, **knobs)
+    assert_same(wire.decode(wire.encode(rows, {}))[1], rows)
 
 
-def test_every_column_begins_where_a_typed_array_may_begin():
-    message = wire.encode(make_rows(2, 5, 3, True), {"message": "é"})
-    length = int.from_bytes(message[:4], "little")
-    assert length % 4 == 0
-    assert len(message) % 4 == 0
+def test_ordinary_words_of_a_header_are_left_out_and_put_back():
+    usual = {"status": "ready", "message": "", "notice": "", "playing": True, "marks": []}
+    message = wire.encode(make_rows(1, 4, 0), usual)
+    assert len(message) < 40
+    assert wire.decode(message)[0].items() >= usual.items()
+    other = {"status": "failed", "message": "é", "notice": "n", "playing": False, "marks": [[1, "u"]]}
+    assert wire.decode(wire.encode(make_rows(1, 4, 0), other))[0].items() >= other.items()
+
+
+def test_a_message_of_another_format_is_refused():
+    message = wire.encode(make_rows(1, 4, 1), {})
+    with pytest.raises(ValueError, match="format 99"):
+        wire.decode(bytes([99]) + message[1:])
+
+
+def test_numbers_that_are_none_travel_as_they_are():
+    rows = make_rows(1, 4, 3)
+    rows["bias"][1, 0, 2], rows["task_loss"][2] = np.inf, np.nan
+    header, arrays = wire.decode(wire.encode(rows, {}))
+    assert "scale" not in header
+    np.testing.assert_array_equal(arrays["bias"], rows["bias"].reshape(3, 4))
+    np.testing.assert_array_equal(arrays["task_loss"].ravel(), rows["task_loss"])
+
+
+def test_the_sign_rule_makes_small_numbers_of_biases():
+    rows = trained_rows(60, bias_rule="sign", u=0.003)[40:]
+    still = rows.copy()
+    still["bias"] = 0
+    both = [len(wire.deflate(wire.encode(these, {}))) for these in (rows, still)]
+    assert both[0] - both[1] < 20 * 16 / 2, "half a byte for each bias"
+
+
+# At two updates a second, 20 and 50 steps a second are 10 and 25 rows a message.
+@pytest.mark.parametrize(("count", "most"), [(10, 650), (25, 1000)])
+def test_a_second_of_training_is_two_kilobytes_at_most(count, most):
+    host = FakeHost()
+    rows = trained_rows(120, bias_rule="sign")
+    host.run.records_since = lambda epoch, step, limit: (0, rows[-count:])
+    _, headers, body = get("/moeviz/run/known", "epoch=0&after=1&version=1", [("accept-encoding", "deflate")], host)
+    # What uvicorn adds: status line, date and server.
+    added = "HTTP/1.1 200 OK..date: Sun, 22 Nov 2026 04:12:01 GMT..server: uvicorn...."
+    assert len(body) + sum(len(f"{name}: {value}..") for name, value in headers.items()) + len(added) <= most
 
 
 class FakeRun:
@@ -72,9 +153,11 @@ class FakeRun:
     recipe = Recipe(num_experts=4)
     knobs = Knobs()
     version = 1
+    playing = trains = True
 
     def __init__(self):
-        self.touched, self.checked = 0, False
+        self.touched, self.checked, self.checks = 0, False, 3
+        self.identities = [{"name": "E1", "sentence": "It is so.", "source": "ours", "holds": True, "numbers": "1 = 1"}]
         self.history = History(1, 4, 16)
         self.history._rows["step"][:3] = [0, 1, 2]
         self.history._rows["load"][:3] = 5
@@ -85,13 +168,20 @@ class FakeRun:
         self.touched += 1
 
     def state(self):
-        return types.SimpleNamespace(status="ready", message="", playing=True, epoch=0)
+        return types.SimpleNamespace(status="ready", message="", playing=self.playing, epoch=0, step=2)
 
-    def records_since(self, epoch, step, limit):
+    def set_knobs(self, knobs):
+        check(self.recipe, knobs)
+        if knobs != self.knobs:
+            self.knobs, self.version = knobs, self.version + 1
+            if self.trains:
+                self.history._rows["version"][2] = self.version
+
+    def records_since(self, epoch, step, limit=1 << 30):
         return self.history.since(step if epoch == self.history.epoch else -1, limit)
 
     def truth(self):
-        return (3, [{"name": "E1", "holds": True}]) if self.checked else (0, [])
+        return (self.checks, self.identities) if self.checked else (0, [])
 
     def labels_since(self, version):
         return [(number, label) for number, label in [(1, "u 0.003 → 0.1")] if number > version]
@@ -105,11 +195,11 @@ class FakeHost:
         return self.run if token == "known" else None
 
 
-def get(path, query="", headers=(), host=None):
+def get(path, query="", headers=(), host=None, method="GET", body=b""):
     """What the routes answer: status, headers, body. A few lines of ASGI instead of a client library."""
     scope = {
         "type": "http",
-        "method": "GET",
+        "method": method,
         "path": path,
         "root_path": "",
         "query_string": query.encode(),
@@ -119,15 +209,17 @@ def get(path, query="", headers=(), host=None):
     for route in routes(lambda: host):
         match, found = route.matches(scope)
         if match.name == "FULL":
-            return asyncio.run(_answer(route, scope | found))
+            return asyncio.run(_answer(route, scope | found, body))
     return 404, {}, b""
 
 
-async def _answer(route, scope):
+async def _answer(route, scope, body):
     sent = []
+    parts = [body[at : at + 1000] for at in range(0, len(body), 1000)] or [b""]
 
     async def receive():
-        return {"type": "http.request", "body": b"", "more_body": False}
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
     async def send(message):
         sent.append(message)
@@ -165,10 +257,22 @@ def test_identities_travel_only_when_they_are_newer():
     host = FakeHost()
     assert "truth" not in pull("epoch=0&after=2&version=1", host)[0]
     host.run.checked = True
-    told = {"serial": 3, "identities": [{"name": "E1", "holds": True}]}
-    assert pull("epoch=0&after=2&version=1&truth=2", host)[0]["truth"] == told
+    whole = pull("epoch=0&after=2&version=1&truth=2", host)[0]["truth"]
+    assert whole == {"serial": 3, "told": whole["told"], "identities": host.run.identities}
     assert "truth" not in pull("epoch=0&after=2&version=1&truth=3", host)[0]
-    assert pull("epoch=5&after=2&version=1&truth=9", host)[0]["truth"] == told, "numbers of another beginning"
+    told = f"told={whole['told']}"
+    assert pull(f"epoch=5&after=2&version=1&truth=9&{told}", host)[0]["truth"] == whole, "those of another beginning"
+
+
+def test_identities_that_say_the_same_send_their_numbers_to_those_who_want_them():
+    host = FakeHost()
+    host.run.checked = True
+    query = f"epoch=0&after=2&version=1&truth=3&told={pull('', host)[0]['truth']['told']}&numbers="
+    host.run.checks, host.run.identities[0]["numbers"] = 4, "2 = 2"
+    assert pull(query + "0", host)[0]["truth"] == {"serial": 4}
+    assert pull(query + "1", host)[0]["truth"] == {"serial": 4, "numbers": ["2 = 2"]}
+    host.run.identities[0]["holds"] = False
+    assert pull(query + "0", host)[0]["truth"]["identities"] == host.run.identities, "a verdict is always news"
 
 
 def test_another_beginning_is_sent_whole():
@@ -183,10 +287,119 @@ def test_a_message_says_it_must_not_be_kept_nor_compressed_again():
     assert headers["content-encoding"] == "identity"
 
 
+def test_a_long_message_is_deflated_for_whoever_can_read_it():
+    _, headers, body = get("/moeviz/run/known", headers=[("accept-encoding", "gzip, deflate, br")])
+    assert headers["content-encoding"] == "deflate"
+    assert int(headers["content-length"]) == len(body)
+    assert zlib.decompress(body) == get("/moeviz/run/known")[2]
+    _, headers, _ = get("/moeviz/run/known", "epoch=0&after=2&version=1", [("accept-encoding", "deflate")])
+    assert headers["content-encoding"] == "identity", "a short one is not"
+
+
 def test_an_unknown_token_is_a_sentence():
     status, _, body = get("/moeviz/run/nobody")
     assert status == 404
     assert json.loads(body)["error"] == "This run was released because nobody was watching it."
+
+
+def turn(body, host=None, headers=(), kind="application/json"):
+    """What the routes answer to a change of knobs: status and the sentence, or header and columns."""
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    status, _, answer = get("/moeviz/run/known/knobs", "", [("content-type", kind), *headers], host, "POST", body)
+    return status, wire.decode(answer) if status == 200 else json.loads(answer)["error"]
+
+
+def test_a_slider_turns_a_knob_and_gets_the_step_it_made():
+    host = FakeHost()
+    status, (header, arrays) = turn({"version": 1, "epoch": 0, "after": 1, "knobs": {"u": 0.01}}, host)
+    assert status == 200
+    assert host.run.knobs == Knobs(u=0.01)
+    assert (header["version"], header["knobs"]["u"]) == (2, 0.01)
+    assert arrays["version"].ravel().tolist() == [2]
+
+
+@pytest.mark.parametrize(("playing", "low", "high"), [(True, 0.15, 1.0), (False, 0.0, 0.1)])
+def test_an_answer_waits_for_a_step_but_not_long_and_not_for_none(playing, low, high):
+    host = FakeHost()
+    host.run.trains, host.run.playing = False, playing
+    began = time.monotonic()
+    assert turn({"version": 1, "knobs": {"u": 0.01}}, host)[0] == 200
+    assert low <= time.monotonic() - began < high
+
+
+def test_a_late_change_is_refused_and_changes_nothing():
+    host = FakeHost()
+    status, sentence = turn({"version": 0, "knobs": {"u": 0.01}}, host)
+    assert (status, sentence) == (409, "The settings have changed since version 0; the page brings this change.")
+    assert turn({"knobs": {"u": 0.01}}, host)[0] == 409, "no version is none that is in force"
+    assert host.run.knobs == Knobs()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({"version": 1, "knobs": {"u": 7.0}}, 422, "u=7"),
+        ({"version": 1, "knobs": {"u": float("nan")}}, 422, "u=nan"),
+        ({"version": 1, "knobs": {"u": float("inf")}}, 422, "u=inf"),
+        ({"version": 1, "knobs": {"u": "0.01"}}, 422, 'u="0.01" is not of the kind of 0.003'),
+        ({"version": 1, "knobs": {"u": None}}, 422, "u=null is not of the kind"),
+        ({"version": 1, "knobs": {"u": True}}, 422, "u=true is not of the kind"),
+        ({"version": 1, "knobs": {"u": [0.01]}}, 422, "is not of the kind"),
+        ({"version": 1, "knobs": {"u": 10**400}}, 422, "is not of the kind"),
+        ({"version": 1, "knobs": {"top_k": 2.5}}, 422, "top_k=2.5 is not of the kind of 2"),
+        ({"version": 1, "knobs": {"top_k": 9}}, 422, "top_k=9"),  # more than there are experts
+        ({"version": 1, "knobs": {"num_experts": 8}}, 422, "num_experts is not a knob"),
+        ({"version": 1, "knobs": {"__class__": 8}}, 422, "__class__ is not a knob"),
+        ({"version": 1, "knobs": {}}, 400, "Say which knobs to turn"),
+        ({"version": 1, "knobs": [1]}, 400, "Say which knobs to turn"),
+        ({"version": 1}, 400, "Say which knobs to turn"),
+        ({"version": "x", "knobs": {"u": 0.01}}, 400, "version=x is not a whole number"),
+        ({"version": 1, "after": [3], "knobs": {"u": 0.01}}, 400, "after=[3] is not a whole number"),
+        ([], 400, "This is no JSON object"),
+        (b"", 400, "This is no JSON."),
+        (b"\xff\xfe", 400, "This is no JSON."),
+        (b"[" * 4000, 400, "This is no JSON."),
+        (b"9" * 5000, 413, "That is too long"),
+        (b'{"knobs": ' + b" " * 100_000 + b"}", 413, "That is too long"),
+    ],
+)
+def test_a_strange_change_is_refused_in_a_sentence(body, status, sentence):
+    host = FakeHost()
+    answer = turn(body, host)
+    assert answer[0] == status, answer
+    assert sentence in answer[1]
+    assert len(answer[1]) < 900
+    assert host.run.knobs == Knobs()
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_change_must_be_json_by_its_type(kind):
+    assert turn({"version": 1, "knobs": {"u": 0.01}}, kind=kind)[0] == 415
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin", "origin": "https://outside.example", "host": "inside:8501"}, 200),
+        ({"origin": "http://here:8501", "host": "here:8501"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "http://there", "host": "here:8501"}, 403),
+        ({"origin": "null", "host": "here:8501"}, 403),
+    ],
+)
+def test_another_sites_page_changes_nothing(headers, status):
+    host = FakeHost()
+    assert turn({"version": 1, "knobs": {"u": 0.01}}, host, list(headers.items()))[0] == status
+    assert (host.run.knobs == Knobs()) == (status == 403)
+
+
+def test_a_change_to_an_unknown_run_is_a_sentence():
+    body = b'{"version": 1, "knobs": {"u": 0.01}}'
+    answer = get("/moeviz/run/nobody/knobs", "", [("content-type", "application/json")], None, "POST", body)
+    assert answer[0] == 404
+    assert "released" in json.loads(answer[2])["error"]
 
 
 @pytest.mark.parametrize("query", ["after=x", "epoch=1.5", "version=", "truth=yes", "after=-2", "after=" + "9" * 5000])

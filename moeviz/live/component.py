@@ -6,7 +6,7 @@ routes, and the data of a run never passes through a script run at all; the brow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -31,6 +31,7 @@ def live_charts(
     token: str,
     *,
     known: dict[str, Any],
+    direct: Mapping[str, Sequence[float]] | None = None,
     key: str = "live",
     on_changed: Callable[[], None] | None = None,
 ) -> Any:
@@ -39,6 +40,9 @@ def live_charts(
     `known` is what the script believes about the run, {"playing": bool, "status": str}. When the run turns out to be
     otherwise (it reached its target and paused, its worker was lost, it was released), `on_changed` is called once and
     the script runs again; `result.changed` then holds {"status", "playing", "message"}.
+
+    `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
+    browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
     """
     data = {
         "base": f"{prefix()}/live",
@@ -46,6 +50,7 @@ def live_charts(
         "token": token,
         "known": {"playing": bool(known["playing"]), "status": str(known["status"])},
         "recorded": "start.bin" in assets.static(),
+        "direct": {name: list(values) for name, values in (direct or {}).items()},
         "charts": charts.texts(),
     }
     return _mount(key=key, data=data, on_changed_change=on_changed or _nothing)

@@ -1,30 +1,61 @@
 """Which addresses does the browser ask, and what do we answer?
 
-`GET /moeviz/live/{file}`     the component's own modules and styles
-`GET /moeviz/plotly.min.js`   Plotly.js, gzipped once
-`GET /moeviz/run/{token}`     what is new in a run since the step, epoch and version that the browser already has
+`GET /moeviz/live/{file}`         the component's own modules and styles
+`GET /moeviz/plotly.min.js`       Plotly.js, gzipped once
+`GET /moeviz/run/{token}`         what is new in a run since what the browser already has (`Known`)
+`POST /moeviz/run/{token}/knobs`  a slider was moved: train with it at once, and answer as above
 
-The endpoints are plain functions, which Starlette runs in threads: neither a lock in the host nor a long catch-up holds
-up the event loop. A token is unguessable and the only key to a run.
+Whatever looks at a run does so in a thread: neither a lock in the host nor a long catch-up holds up the event loop. A
+token is unguessable and the only key to a run.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from streamlit import config
 
+from moeviz.config import KNOB_FIELDS, SettingsError
 from moeviz.live import assets, wire
 
 MOST_ROWS = 800
+MOST_BYTES = 4096  # of a request to change knobs
+PATIENCE = 0.15  # seconds that an answer waits for a step under the new knobs
+GLANCE = 0.002  # seconds between two looks for it
+RELEASED = "This run was released because nobody was watching it."
 _FOR_EVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
+
+
+class Refused(Exception):
+    """A request that is answered with a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the browser has of a run; -1 is nothing."""
+
+    epoch: int = -1
+    after: int = -1  # its newest step
+    version: int = -1  # of the settings
+    truth: int = -1  # number of the check whose measured numbers it has
+    told: int = -1  # checksum of the identities' texts and verdicts that it has
+    numbers: int = 1  # whether it wants what was measured even where texts and verdicts are as it has them
 
 
 class Host(Protocol):
@@ -43,13 +74,28 @@ def routes(get_host: Callable[[], Host]) -> list[Route]:
     """The routes to pass to `st.App`. `get_host` is called at each request, so the host may start later."""
 
     def increment(request: Request) -> Response:
-        return _increment(request, get_host())
+        return _answering(lambda: _increment(request, get_host()))
+
+    async def knobs(request: Request) -> Response:
+        try:
+            asked = _asked(request, await _body(request))
+        except Refused as refusal:
+            return _sentence(refusal.status, str(refusal))
+        return await run_in_threadpool(_answering, lambda: _turn_knobs(request, get_host(), asked))
 
     return [
         Route(f"{prefix()}/live/{{file}}", _static_file, methods=["GET"]),
         Route(f"{prefix()}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{prefix()}/run/{{token}}", increment, methods=["GET"]),
+        Route(f"{prefix()}/run/{{token}}/knobs", knobs, methods=["POST"]),
     ]
+
+
+def _answering(answer: Callable[[], Response]) -> Response:
+    try:
+        return answer()
+    except Refused as refusal:
+        return _sentence(refusal.status, str(refusal))
 
 
 def _static_file(request: Request) -> Response:
@@ -70,55 +116,154 @@ def _send(request: Request, asset: assets.Asset) -> Response:
     return Response(asset.gzipped, media_type=asset.media_type, headers=headers | {"Content-Encoding": "gzip"})
 
 
-def _increment(request: Request, host: Host) -> Response:
-    try:
-        epoch, after, version, truth = (_whole_number(request, name) for name in ("epoch", "after", "version", "truth"))
-    except ValueError as problem:
-        return _sentence(400, str(problem))
+def _run_of(request: Request, host: Host) -> Any:
+    """The run that a request is about."""
     run = host.get(request.path_params["token"])
     if run is None:
-        return _sentence(404, "This run was released because nobody was watching it.")
+        raise Refused(404, RELEASED)
+    return run
+
+
+def _increment(request: Request, host: Host) -> Response:
+    known = _known(request.query_params)
+    run = _run_of(request, host)
     run.touch()
-    return Response(
-        encode_increment(run, epoch, after, version, truth),
-        media_type="application/octet-stream",
-        # "identity" keeps Streamlit's middleware from compressing every message again on the event loop.
-        headers={"Cache-Control": "no-store", "Content-Encoding": "identity"},
-    )
+    return _send_increment(request, run, known)
 
 
-def encode_increment(run: Any, epoch: int, after: int, version: int, truth: int = -1) -> bytes:
-    """The message for a browser that has `epoch` up to step `after`, and knows the settings up to `version` and the
-    checked identities up to number `truth`."""
+def _send_increment(request: Request, run: Any, known: Known) -> Response:
+    message = encode_increment(run, known)
+    encoding = "identity"
+    if len(message) > wire.WORTH_DEFLATING and "deflate" in request.headers.get("accept-encoding", ""):
+        message, encoding = wire.deflate(message), "deflate"
+    # Each answer is small, so its header counts. Without a type no browser takes for a page what begins with
+    # `wire.FORMAT`. A named encoding, even "identity", keeps Streamlit's middleware from compressing it once more.
+    return Response(message, headers={"Cache-Control": "no-store", "Content-Encoding": encoding})
+
+
+def encode_increment(run: Any, known: Known) -> bytes:
+    """The message for a browser that has what is `known`."""
     # The version is read before what it numbers: a change in between is then sent twice rather than never.
     newest = run.version
-    marks = [[number, label] for number, label in run.labels_since(version)]
+    marks = [[number, label] for number, label in run.labels_since(known.version)]
     state = run.state()
-    epoch_now, rows = run.records_since(epoch, after, MOST_ROWS)
+    epoch, rows = run.records_since(known.epoch, known.after, MOST_ROWS)
     header: dict[str, Any] = {
-        "epoch": epoch_now,
+        "epoch": epoch,
+        "version": newest,
         "status": state.status,
         "message": state.message,
+        "notice": getattr(state, "notice", ""),
         "playing": state.playing,
-        "version": newest,
         "marks": marks,
     }
-    if (epoch_now, newest) != (epoch, version):
+    if (epoch, newest) != (known.epoch, known.version):
         header |= {"recipe": asdict(run.recipe), "knobs": asdict(run.knobs)}
-    serial, identities = run.truth()
-    if identities and (serial > truth or epoch_now != epoch):
-        header["truth"] = {"serial": serial, "identities": identities}
+    if truth := _truth(run, known if epoch == known.epoch else Known()):
+        header["truth"] = truth
     return wire.encode(rows, header)
 
 
-def _whole_number(request: Request, name: str) -> int:
-    text = request.query_params.get(name, "-1")
+def _truth(run: Any, known: Known) -> dict[str, Any]:
+    """What the browser lacks of the identities: nothing, the number of the check, what was measured, or all."""
+    serial, identities = run.truth()
+    if not identities or serial <= known.truth:
+        return {}
+    told = zlib.crc32(
+        repr([(one["name"], one["sentence"], one["source"], one["holds"]) for one in identities]).encode()
+    )
+    if told != known.told:
+        return {"serial": serial, "told": told, "identities": identities}
+    return {"serial": serial} | ({"numbers": [one["numbers"] for one in identities]} if known.numbers else {})
+
+
+def _turn_knobs(request: Request, host: Host, asked: Mapping[str, Any]) -> Response:
+    known = _known(asked)
+    changes = asked.get("knobs")
+    if not isinstance(changes, dict) or not changes:
+        raise Refused(400, 'Say which knobs to turn, as in {"version": 0, "knobs": {"u": 0.01}}.')
+    run = _run_of(request, host)
+    version = run.version
+    # Whoever moves a control also has the page's script run, which brings the same value and everything else that was
+    # changed. So a request that comes late is not needed, and must not take a newer change back.
+    if known.version != version:
+        raise Refused(409, f"The settings have changed since version {known.version}; the page brings this change.")
+    try:
+        run.set_knobs(replace(run.knobs, **{name: _knob(name, value) for name, value in changes.items()}))
+    except SettingsError as refusal:
+        raise Refused(422, str(refusal)) from None
+    if run.version != version:
+        _await_a_step_under(run, run.version)
+    return _send_increment(request, run, known)
+
+
+def _knob(name: str, value: Any) -> Any:
+    """The value of a knob, of its own type: JSON does not tell 1.0 from 1."""
+    if name not in KNOB_FIELDS:
+        raise Refused(422, f"{name[:40]} is not a knob. Knobs are {', '.join(KNOB_FIELDS)}.")
+    kind = type(KNOB_FIELDS[name].default)
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(value) is not kind:
+        raise Refused(422, f"{name}={json.dumps(value)[:40]} is not of the kind of {KNOB_FIELDS[name].default!r}.")
+    return value
+
+
+def _await_a_step_under(run: Any, version: int) -> None:
+    """Wait for a step under this version of the settings, but not long, and only while there are steps to come."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        state = run.state()
+        _, rows = run.records_since(state.epoch, state.step - 1)
+        if not state.playing or (len(rows) and rows["version"][-1] >= version):
+            return
+        time.sleep(GLANCE)
+
+
+async def _body(request: Request) -> bytes:
+    """The body of a request that may change something: from a page of ours, and not long."""
+    _refuse_other_sites(request)
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BYTES:
+            raise Refused(413, f"That is too long: at most {MOST_BYTES} bytes are read.")
+    return body
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A page of another site can send a form, but neither JSON without being asked first nor these headers at will."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "Knobs are turned by JSON: send Content-Type: application/json.")
+    # Browsers say where a request comes from: over HTTPS whether it is their page's own server, otherwise its address.
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if site != "same-origin" if site else foreign:
+        raise Refused(403, "Only the page that shows a run may turn its knobs.")
+
+
+def _asked(request: Request, body: bytes) -> dict[str, Any]:
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused(400, "This is no JSON.") from None
+    if not isinstance(asked, dict):
+        raise Refused(400, 'This is no JSON object, as in {"version": 0, "knobs": {"u": 0.01}}.')
+    return asked
+
+
+def _known(told: Mapping[str, Any]) -> Known:
+    return Known(**{spec.name: _whole_number(told, spec.name) for spec in fields(Known) if spec.name in told})
+
+
+def _whole_number(told: Mapping[str, Any], name: str) -> int:
+    text = str(told[name])
     try:
         value = int(text)
     except ValueError:
         value = math.inf
     if not -1 <= value < 2**53:
-        raise ValueError(f"{name}={text[:40]} is not a whole number from -1 up. Leave it out to get everything.")
+        raise Refused(400, f"{name}={text[:40]} is not a whole number from -1 up. Leave it out to get everything.")
     return int(value)
 
 

@@ -3,6 +3,7 @@
 // Once per disagreement, and only when it lasts: right after a click the script and the run may differ for a moment.
 
 const LASTING_MS = 600;
+const RETELL_MS = 5000; // a run that is gone: the first word may have been lost with the connection
 
 export class Agreement {
   constructor(tell) {
@@ -20,8 +21,10 @@ export class Agreement {
     this.since ||= performance.now();
     const lasts = state.status === "released" || performance.now() - this.since > LASTING_MS;
     const difference = JSON.stringify([known, state.playing, state.status]);
-    if (!lasts || this.told === difference) return;
+    const again = state.status === "released" && performance.now() - this.toldAt > RETELL_MS;
+    if (!lasts || (this.told === difference && !again)) return;
     this.told = difference;
+    this.toldAt = performance.now();
     this.tell({ status: state.status, playing: state.playing, message: state.message });
   }
 }

@@ -19,7 +19,7 @@ export class Info {
 
   // Shows a text beside a button, or hides it again.
   open(button, text) {
-    if (this.owner === button && this.box.matches(":popover-open")) return this.box.hidePopover();
+    if (this.shows(button)) return this.box.hidePopover();
     this.#fill(text);
     this.owner = button;
     this.box.showPopover();
@@ -29,7 +29,11 @@ export class Info {
 
   // New numbers for the text that is open, if it is this button's.
   refresh(button, text) {
-    if (this.owner === button && this.box.matches(":popover-open")) this.#fill(text);
+    if (this.shows(button)) this.#fill(text);
+  }
+
+  shows(button) {
+    return this.owner === button && this.box.matches(":popover-open");
   }
 
   #fill(text) {

@@ -2,6 +2,7 @@
 
 import { Agreement } from "./agree.js";
 import { biasChart } from "./bias_chart.js";
+import { Direct } from "./direct.js";
 import { droppedChart } from "./dropped_chart.js";
 import { historyChart } from "./history_chart.js";
 import { LoadChart } from "./load_chart.js";
@@ -21,6 +22,7 @@ const RECORDED = "Recorded start of the preset “No balancing”: press Run to 
 const RELEASED = "This run was released because nobody was watching it.";
 
 const SPEAK_MS = 2000; // charts in words: current, but calm
+const NUMBERS_MS = 5000; // age of the identities' numbers that nobody reads
 
 const instances = new Map();
 const firstEpochs = new Map(); // by token; outlives a visit to another page
@@ -51,10 +53,19 @@ class Live {
       address: () => this.#address(),
       receive: (buffer) => this.#receive(buffer),
       trouble: (text, error) => this.#troubled(text, error),
-      gone: () => this.#gone(),
+      gone: (text) => this.#gone(text),
       alive: () => this.frame.root.isConnected,
     });
-    this.agreement = new Agreement((change) => this.component.setTriggerValue("changed", change));
+    this.agreement = new Agreement((change) => {
+      this.direct.hush();
+      this.component.setTriggerValue("changed", change);
+    });
+    this.direct = new Direct({
+      values: () => this.component.data.direct ?? {},
+      write: (knobs) => this.#write(knobs),
+    });
+    this.frame.truth.opened = () => this.pulling.wake();
+    this.writes = 0;
     this.onPress = () => (this.held = true);
     this.onRelease = () => {
       this.held = false;
@@ -94,7 +105,7 @@ class Live {
     this.token = token;
     this.store = new Store(1, 16);
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
-    this.truth = null; // {serial, identities}
+    this.truth = null; // {serial, told, identities, measured: serial of the numbers, at: when they came}
     this.recording = null;
     this.asked = false;
     this.pulling.stop();
@@ -112,21 +123,58 @@ class Live {
   }
 
   #address() {
-    const { epoch, version } = this.header;
     const base = new URL(`${this.component.data.base}/../run/${this.token}`, location.href);
-    const truth = this.truth?.serial ?? 0;
-    base.search = new URLSearchParams({ epoch, version, truth, after: this.store.lastStep });
+    base.search = new URLSearchParams(this.#known());
+    this.writesBefore = this.writes;
     return base;
   }
 
+  // What the server need not send again.
+  #known() {
+    const { epoch, version } = this.header;
+    return { epoch, version, after: this.store.lastStep, ...this.#knownTruth() };
+  }
+
+  // Numbers change at every check; they travel when somebody reads them, and otherwise now and then.
+  #knownTruth() {
+    if (!this.truth) return {};
+    const { serial, told, measured, at } = this.truth;
+    const wanted = measured < serial && (this.frame.truth.read || performance.now() - at > NUMBERS_MS);
+    return { told, truth: wanted ? measured : serial, numbers: Number(wanted) };
+  }
+
   async #receive(buffer) {
+    // A slider was written meanwhile, and that answer was newer.
+    if (this.writesBefore === this.writes) await this.#show(buffer);
+    const { n, playing, status } = this.header;
+    return { drawMs: this.drawMs, busy: playing || n > 0 || status === "starting" };
+  }
+
+  async #show(buffer) {
     const { header, columns } = decode(buffer);
     this.#takeIn(header, columns);
     this.agreement.check(this.component.data.known, header);
     await this.#fetchRecording();
-    this.changed();
-    await this.drawing;
-    return { drawMs: this.drawMs, busy: header.playing || header.n > 0 || header.status === "starting" };
+    this.#drawNow();
+  }
+
+  // Turns knobs of the run itself; whether that succeeded. If not, the page's script brings them all the same.
+  async #write(knobs) {
+    const { token } = this;
+    const address = new URL(`${this.component.data.base}/../run/${token}/knobs`, location.href);
+    const body = JSON.stringify({ ...this.#known(), knobs });
+    const headers = { "Content-Type": "application/json" };
+    try {
+      const answer = await fetch(address, { method: "POST", headers, body, cache: "no-store" });
+      const buffer = answer.ok && (await answer.arrayBuffer());
+      if (!buffer || token !== this.token) return false;
+      this.writes += 1;
+      await this.#show(buffer);
+      return true;
+    } catch (error) {
+      this.lastError = String(error);
+      return false;
+    }
   }
 
   #takeIn(header, columns) {
@@ -140,13 +188,20 @@ class Live {
       if (this.view.expert >= header.experts) this.view.expert = -1;
     }
     if (header.epoch !== this.header.epoch) this.truth = null;
-    this.truth = header.truth ?? this.truth;
+    if (header.truth) this.#takeTruth(header.truth);
     if (!firstEpochs.has(this.token)) firstEpochs.set(this.token, header.epoch);
     this.header = header;
     this.store.recipe = header.recipe ?? this.store.recipe;
     this.store.knobs = header.knobs ?? this.store.knobs;
     for (const [version, label] of header.marks) this.store.labels.set(version, label);
     this.store.append(header, columns);
+  }
+
+  #takeTruth({ serial, told, identities, numbers }) {
+    const fresh = identities || numbers ? { measured: serial, at: performance.now() } : {};
+    if (identities) this.truth = { told, identities };
+    else if (numbers) this.truth.identities = this.truth.identities.map((one, i) => ({ ...one, numbers: numbers[i] }));
+    this.truth = { ...this.truth, ...fresh, serial };
   }
 
   get untrained() {
@@ -179,9 +234,9 @@ class Live {
     this.changed();
   }
 
-  #gone() {
-    this.trouble = RELEASED;
-    this.header = { ...this.header, status: "released", playing: false, message: RELEASED };
+  #gone(text) {
+    this.trouble = text || RELEASED;
+    this.header = { ...this.header, status: "released", playing: false, message: this.trouble };
     this.agreement.check(this.component.data.known, this.header);
     this.changed();
   }
@@ -195,18 +250,18 @@ class Live {
 
   // Draws at the next frame, once however often it is asked.
   changed() {
-    this.drawing ??= new Promise((resolve) => {
-      const draw = () => {
-        this.drawing = null;
-        try {
-          this.#draw();
-        } catch (error) {
-          this.#fail(error);
-        }
-        resolve();
-      };
-      requestAnimationFrame(draw);
-    });
+    this.drawing ||= requestAnimationFrame(() => this.#drawNow());
+  }
+
+  // Draws what has come: waiting for a frame would only make it older.
+  #drawNow() {
+    if (this.drawing) cancelAnimationFrame(this.drawing);
+    this.drawing = 0;
+    try {
+      this.#draw();
+    } catch (error) {
+      this.#fail(error);
+    }
   }
 
   #draw() {
@@ -236,8 +291,9 @@ class Live {
   #messages() {
     const { status, message } = this.header;
     const lost = status === "failed" || status === "lost";
-    const waiting = status === "starting" ? message || "The run is starting." : "";
-    const notice = this.failure || this.trouble || (lost ? message || "This run has stopped." : waiting);
+    const waiting = status === "starting" || status === "waiting" ? message || "The run is starting." : "";
+    const stopped = lost ? message || "This run has stopped." : "";
+    const notice = this.failure || this.trouble || stopped || waiting || this.header.notice || "";
     const badge = !notice && this.shown === this.recording ? RECORDED : "";
     return { notice, badge, serious: Boolean(this.failure || this.trouble || lost) };
   }
@@ -246,6 +302,7 @@ class Live {
   #publish() {
     const { store } = this;
     window.__moeviz = {
+      token: this.token,
       step: store.lastStep,
       epoch: this.header.epoch,
       playing: this.header.playing,
@@ -255,6 +312,7 @@ class Live {
       drawMs: this.drawMs,
       marks: store.marks.map((mark) => ({ step: mark.step, label: store.markText(mark) })),
       truth: this.truth,
+      writes: this.writes,
       lastError: this.lastError ?? "",
       store,
       view: this.view,
@@ -263,6 +321,7 @@ class Live {
 
   dispose() {
     this.pulling.dispose();
+    this.direct.dispose();
     clearInterval(this.speaking);
     for (const type of ["pointerup", "pointercancel"]) window.removeEventListener(type, this.onRelease);
     for (const panel of this.panels) panel.dispose();

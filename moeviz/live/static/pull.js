@@ -16,6 +16,7 @@ export class Puller {
     this.turn = 0; // which loop may go on; 0 is none
     this.turns = 0;
     this.failures = 0;
+    this.due = 0; // when the next question is due
     this.wake = () => {};
     this.onVisible = () => !document.hidden && this.wake();
     document.addEventListener("visibilitychange", this.onVisible);
@@ -47,38 +48,40 @@ export class Puller {
 
   // One question and its answer; returns how long to wait before the next.
   async #pull(turn) {
-    const began = performance.now();
     try {
       const answer = await this.#ask();
       if (this.turn !== turn) return 0;
-      if (answer === null) {
-        this.turn = 0;
-        this.gone();
-        return 0;
-      }
       this.failures = 0;
       this.trouble("");
       const { drawMs, busy } = await this.receive(answer);
-      const period = Math.max(busy ? SHORTEST_MS : IDLE_MS, 2 * drawMs);
-      return Math.max(period - (performance.now() - began), drawMs);
+      return this.#untilNext(Math.max(busy ? SHORTEST_MS : IDLE_MS, 2 * drawMs), drawMs);
     } catch (error) {
       return this.turn === turn ? this.#backOff(error) : 0;
     }
   }
 
+  // On a regular beat from the last question, but never before as long a pause as the drawing took.
+  #untilNext(period, drawMs) {
+    const now = performance.now();
+    this.due = Math.max(this.due + period, now + drawMs);
+    if (this.due > now + period) this.due = now + period;
+    return this.due - now;
+  }
+
   #backOff(error) {
     this.failures += 1;
-    this.trouble("The server does not answer; trying again.", error);
+    if (error instanceof Gone) this.gone(error.message);
+    else this.trouble("The server does not answer; trying again.", error);
     return Math.min(LONGEST_BACKOFF_MS, 250 * 2 ** this.failures);
   }
 
-  // The bytes of the answer, or null when the run is gone.
+  // The bytes of the answer.
   async #ask() {
     this.abort = new AbortController();
     const timer = setTimeout(() => this.abort.abort(), TIMEOUT_MS);
     try {
       const answer = await fetch(this.address(), { signal: this.abort.signal, cache: "no-store" });
-      if (answer.status === 404) return null;
+      if (answer.status === 404 || answer.status === 403) throw new Gone(await sentence(answer));
       if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
       return await answer.arrayBuffer();
     } finally {
@@ -94,5 +97,16 @@ export class Puller {
         resolve();
       };
     });
+  }
+}
+
+// There is no such run, or it is not this visitor's. It may be there again, so asking goes on, but less often.
+class Gone extends Error {}
+
+async function sentence(answer) {
+  try {
+    return (await answer.json()).error ?? "";
+  } catch {
+    return "";
   }
 }

@@ -11,7 +11,6 @@ const PER_STEP = {
   step: Uint32Array,
   version: Uint32Array,
   task_loss: Float32Array,
-  added_loss: Float32Array,
   eval_loss: Float32Array,
   fair_max_vio: Float32Array,
   fair_max_vio_p95: Float32Array,

@@ -12,6 +12,7 @@ const LATER = "Computed once your run trains.";
 export class Truth {
   constructor(names, info) {
     this.info = info;
+    this.opened = () => {}; // called when somebody opens one, to read its numbers
     this.chips = names.map((name) => this.#chip(name));
     this.alarm = el("span", { class: "alarm", role: "status" });
     this.root = el(
@@ -26,8 +27,16 @@ export class Truth {
     const button = el("button", { type: "button", class: "chip", "aria-expanded": "false" }, mark, name);
     const chip = { name, mark, button, identity: null };
     // Asked when it is opened, so that it shows the newest numbers.
-    button.addEventListener("click", () => this.info.open(button, describe(chip)));
+    button.addEventListener("click", () => {
+      this.info.open(button, describe(chip));
+      this.opened();
+    });
     return chip;
+  }
+
+  // Whether one of them is open.
+  get read() {
+    return this.chips.some(({ button }) => this.info.shows(button));
   }
 
   // `identities` of the newest check, or null while there is none.
