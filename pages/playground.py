@@ -17,7 +17,7 @@ transport.bar(run)
 state = run.state()
 live_charts(
     run.token,
-    known={"playing": state.playing, "status": state.status},
+    known={"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch},
     direct=fields.STOPS,
     on_changed=session.noticed,
 )

@@ -37,9 +37,9 @@ def live_charts(
 ) -> Any:
     """Mount the live charts of the run `token`.
 
-    `known` is what the script believes about the run, {"playing": bool, "status": str}. When the run turns out to be
-    otherwise (it reached its target and paused, its worker was lost, it was released), `on_changed` is called once and
-    the script runs again; `result.changed` then holds {"status", "playing", "message"}.
+    `known` is what the script believes about the run: {"playing": bool, "status": str, "version": int, "epoch": int}.
+    When the run turns out to be otherwise (it reached its target and paused, another tab changed it, it was released),
+    `on_changed` is called once and the script runs again; `result.changed` then holds {"status", "playing", "message"}.
 
     `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
     browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
@@ -48,7 +48,7 @@ def live_charts(
         "base": f"{prefix()}/live",
         "version": assets.VERSION,
         "token": token,
-        "known": {"playing": bool(known["playing"]), "status": str(known["status"])},
+        "known": known,
         "recorded": "start.bin" in assets.static(),
         "direct": {name: list(values) for name, values in (direct or {}).items()},
         "charts": charts.texts(),

@@ -27,12 +27,13 @@ from starlette.routing import Route
 from streamlit import config
 
 from moeviz.config import KNOB_FIELDS, SettingsError
-from moeviz.live import assets, wire
+from moeviz.live import assets, visitor, wire
 
 MOST_ROWS = 800
 MOST_BYTES = 4096  # of a request to change knobs
 PATIENCE = 0.15  # seconds that an answer waits for a step under the new knobs
 GLANCE = 0.002  # seconds between two looks for it
+NOT_YOURS = "This run belongs to another browser. Reload the page to have one of your own."
 RELEASED = "This run was released because nobody was watching it."
 _FOR_EVER = "public, max-age=31536000, immutable"
 _ASK_AGAIN = "no-cache"
@@ -121,6 +122,8 @@ def _run_of(request: Request, host: Host) -> Any:
     run = host.get(request.path_params["token"])
     if run is None:
         raise Refused(404, RELEASED)
+    if not visitor.may_see(request, run):
+        raise Refused(403, NOT_YOURS)
     return run
 
 
@@ -138,7 +141,9 @@ def _send_increment(request: Request, run: Any, known: Known) -> Response:
         message, encoding = wire.deflate(message), "deflate"
     # Each answer is small, so its header counts. Without a type no browser takes for a page what begins with
     # `wire.FORMAT`. A named encoding, even "identity", keeps Streamlit's middleware from compressing it once more.
-    return Response(message, headers={"Cache-Control": "no-store", "Content-Encoding": encoding})
+    return visitor.name(
+        request, Response(message, headers={"Cache-Control": "no-store", "Content-Encoding": encoding})
+    )
 
 
 def encode_increment(run: Any, known: Known) -> bytes:

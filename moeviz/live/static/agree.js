@@ -13,14 +13,15 @@ export class Agreement {
   }
 
   check(known, state) {
-    if (known.playing === state.playing && known.status === state.status) {
+    const names = Object.keys(known);
+    if (names.every((name) => known[name] === state[name])) {
       this.since = 0;
       this.told = "";
       return;
     }
     this.since ||= performance.now();
     const lasts = state.status === "released" || performance.now() - this.since > LASTING_MS;
-    const difference = JSON.stringify([known, state.playing, state.status]);
+    const difference = JSON.stringify([known, ...names.map((name) => state[name])]);
     const again = state.status === "released" && performance.now() - this.toldAt > RETELL_MS;
     if (!lasts || (this.told === difference && !again)) return;
     this.told = difference;

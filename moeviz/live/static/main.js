@@ -103,6 +103,7 @@ class Live {
   // Another run: forget everything about the last one.
   #follow(token) {
     this.token = token;
+    nameInAddress(token);
     this.store = new Store(1, 16);
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
     this.truth = null; // {serial, told, identities, measured: serial of the numbers, at: when they came}
@@ -327,6 +328,14 @@ class Live {
     for (const panel of this.panels) panel.dispose();
     this.frame.root.remove();
   }
+}
+
+// So that a reload finds the run again. Set here and not by the page's script, which would add a page to the history.
+function nameInAddress(token) {
+  const address = new URL(location.href);
+  if (address.searchParams.get("run") === token) return;
+  address.searchParams.set("run", token);
+  history.replaceState(history.state, "", address);
 }
 
 // Waits for the styles: a chart measured before them would have the wrong size.
