@@ -350,7 +350,7 @@ class History:
                 parts.append(rows[first:end])
                 if first:
                     break  # here is a row that is not wanted any more: no level above has one that is
-                before = int(rows["step"][0])
+                before = min(before, int(rows["step"][0]))  # the writer may have been here since
         return np.concatenate(parts[::-1]) if parts else np.empty(0, self.dtype)
 
     def _copy_whole(self, level: int, step: int) -> np.ndarray:
