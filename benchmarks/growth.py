@@ -7,6 +7,7 @@ the answer to a visitor who has nearly everything nor the memory kept may grow w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
 
@@ -45,27 +46,35 @@ def _steps(title: str, recipes: dict[str, Recipe], device: str, goal: dict[str, 
 
 
 def _history() -> Table:
-    """What one visitor's pull costs after so many steps, and what is kept."""
+    """What one visitor's pull costs after so many steps, what is kept, and what a row costs once rows must climb."""
     recipe, engine = Recipe(), Engine(Recipe(), BIAS)
-    snapshots = [engine.step(BIAS) for _ in range(2 * EVAL_EVERY)]
-    capacity, rows = ring_capacity(recipe.num_layers, recipe.num_experts), []
-    history = History(recipe.num_layers, recipe.num_experts, capacity)
+    snapshots = [_changeable(engine.step(BIAS)) for _ in range(2 * EVAL_EVERY)]
+    shape = recipe.num_layers, recipe.num_experts
+    capacity, rows = ring_capacity(*shape), []
+    history, kept = History(*shape, capacity), History.bytes_needed(*shape, capacity)
     for length in HISTORIES:
         appending = _append_up_to(length, history, snapshots)
         pulls = {after: partial(_answer, history, recipe, after) for after in (length - 2, -1)}
         times = interleaved(pulls)
         answers = [cell for after, pull in pulls.items() for cell in (f"{len(pull()):,}", number(times[after].cpu))]
-        rows.append((f"{length:,}", f"{history._rows.nbytes / 1e6:.2f}", number(appending), *answers))
+        rows.append((f"{length:,}", f"{kept / 1e6:.2f}", number(appending), *answers))
     titles = ("steps", "kept MB", "to append, µs", "last step: bytes", "CPU ms", "everything: bytes", "CPU ms")
-    return Table("History: the answer to a visitor who lacks the last step, and to one who has nothing", titles, rows)
+    note = f"Up to {capacity:,} steps nothing climbs to a level above; from then on the time to append includes that."
+    title = "History: the answer to a visitor who lacks the last step, and to one who has nothing"
+    return Table(title, titles, rows, note)
 
 
-def _append_up_to(length: int, history: History, snapshots: list[Snapshot]) -> float:
-    """Microseconds per row. Rows that the ring will have forgotten at that length are counted but not written."""
-    history._header["count"] = max(history.count, length - history.capacity)
+def _changeable(snapshot: Snapshot) -> SimpleNamespace:
+    return SimpleNamespace(**{spec.name: getattr(snapshot, spec.name) for spec in fields(snapshot)})
+
+
+def _append_up_to(length: int, history: History, snapshots: list[SimpleNamespace]) -> float:
+    """Microseconds per row: the same few snapshots again and again, under other steps."""
     rows, clock = range(history.count, length), Clock("cpu")
     for row in rows:
-        history.append(snapshots[row % len(snapshots)])
+        snapshot = snapshots[row % len(snapshots)]
+        snapshot.step = row
+        history.append(snapshot)
     return clock.ms() * 1e3 / len(rows)
 
 

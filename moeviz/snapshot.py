@@ -1,8 +1,8 @@
 """What does a training step show, and how is the past kept?
 
 A `Snapshot` is everything the screen may know about one step: plain NumPy, frozen, copied at the border. A `History`
-keeps the last steps in one flat buffer, which may be private memory (command line, notebook) or memory shared between
-the process that trains and the process that serves the page.
+keeps a run in one flat buffer of fixed size, which may be private memory (command line, notebook) or memory shared
+between the process that trains and the process that serves the page.
 
 Shapes: L layers, E experts per layer.
 """
@@ -129,41 +129,101 @@ def _record(snapshot: Snapshot, version: int) -> tuple:
     )
 
 
-HEADER = np.dtype([("epoch", "<i8"), ("count", "<i8")])
+LEVELS, BUCKET = 8, 64
+KEPT = 7  # rows that climb from a bucket at most; the first row of a run climbs in addition
+SPARE = KEPT + 2  # places of a ring that are out of sight: for what is published at once, and the row before the oldest
+MOST_ABOVE = 1_500  # rows of a level above the first, also where the first is to keep millions
+
+# Eight bytes and aligned, so that a reader sees either the old or the new value of each. `count`, `begin` and `taken`
+# are those of level 0; the same three of each further level follow.
+HEADER = np.dtype(
+    [
+        ("epoch", "i8"),
+        ("cuts", "i8"),
+        ("count", "i8"),
+        ("begin", "i8"),
+        ("taken", "i8"),
+        ("above", "i8", (LEVELS - 1, 3)),
+    ]
+)
+EPOCH, CUTS, COUNT, BEGIN, TAKEN = range(5)  # their places in the header; those of level n are 3 n places further on
 
 
 class History:
-    """The last steps of a run in one flat buffer, written by one process and read by any.
+    """A whole run in one flat buffer of fixed size, written by one process and read by any.
 
-    Readers get up to `capacity - 1` rows: the oldest may be half overwritten by the next.
+    Level 0 has the newest `capacity` rows (BUCKET at least), every one. Each level above has rows from the one below:
+    before a level forgets rows, its BUCKET oldest climb, which means those few of them that `telling` picks. No row is
+    an average, each was a real step. A row stands for at least BUCKET / KEPT = 9 rows of the level below, so that 8
+    levels have room for 10^8 steps whatever happens in them. Only after that are the oldest steps forgotten.
 
-    Rows are numbered from 0 and row n is step n. `epoch` counts how often the run began again, so that a reader never
-    mixes two beginnings. The writer publishes a row by raising `count` after the row is complete; a reader checks
-    `epoch` and `count` again after copying and retries if the rows it copied were overwritten meanwhile.
+    `epoch` counts how often the run began again, so that a reader never mixes two beginnings. Only what is said to be
+    the writer's side changes anything.
     """
+
+    # How does a reader see no torn row, no gap and no row twice, although nobody waits for anybody?
+    #
+    # Rows of a level are numbered; row n is at place n % size of its ring. The writer completes rows, lets others climb
+    # if need be, and only then raises `count`. Rows before `count - shown` are out of sight. A ring has more places
+    # than rows in sight, by as many as are published at once: so what is being written is written over rows out of
+    # sight. A reader copies rows, looks at `count` again, and drops what is out of sight by now. The rest is whole.
+    #
+    # Rows climb before the `count` is published that puts them out of sight. A reader goes from level 0 upwards. So
+    # what it lacks at the old end of a level had climbed by the time when it dropped it, and is in the level above,
+    # which it reads later. There the same holds, up to a level that never forgot. However fast the writer is, it reads
+    # again only where it slept while all of a level was written over.
+    #
+    # Part of a bucket that climbed is still in sight below. From each level a reader takes only rows before the oldest
+    # that it has from below, so that none comes twice. An extreme of the bucket is then in the newer part, all of which
+    # it has, or in the older part, and then it had been picked.
+    #
+    # `cut`, `clear` and `restore` take counts back, and then none of this holds. They raise `cuts` before and after,
+    # and a reader that saw it change begins again. One that falls into the middle altogether gets whole rows in order,
+    # but perhaps not all of them; so it need not wait for a writer that may have died there.
+
+    bucket = BUCKET
 
     def __init__(self, num_layers: int, num_experts: int, capacity: int, buffer: memoryview | None = None) -> None:
         self.dtype = record_dtype(num_layers, num_experts)
         self.capacity = capacity
         if buffer is None:
             buffer = memoryview(bytearray(self.bytes_needed(num_layers, num_experts, capacity)))
+        self._shown = self._rows_in_sight(capacity)
+        ends = np.cumsum([shown + SPARE for shown in self._shown])
         self._header = np.frombuffer(buffer, HEADER, count=1)
-        self._rows = np.frombuffer(buffer, self.dtype, count=capacity, offset=HEADER.itemsize)
+        self._state = memoryview(buffer)[: HEADER.itemsize].cast("q")  # the same, faster to reach than through NumPy
+        self._rows = np.frombuffer(buffer, self.dtype, count=int(ends[-1]), offset=HEADER.itemsize)
+        self._rings = np.split(self._rows, ends[:-1])
+        # Rows as lumps of bytes: NumPy moves those as a whole, and rows with columns column by column.
+        self._blobs = [ring.view(f"V{self.dtype.itemsize}") for ring in self._rings]
 
-    @staticmethod
-    def bytes_needed(num_layers: int, num_experts: int, capacity: int) -> int:
+    @classmethod
+    def bytes_needed(cls, num_layers: int, num_experts: int, capacity: int) -> int:
         """Size of the buffer in bytes."""
-        return HEADER.itemsize + capacity * record_dtype(num_layers, num_experts).itemsize
+        rows = sum(shown + SPARE for shown in cls._rows_in_sight(capacity))
+        return HEADER.itemsize + rows * record_dtype(num_layers, num_experts).itemsize
+
+    @classmethod
+    def _rows_in_sight(cls, capacity: int) -> list[int]:
+        """Of each level. A bucket must fit into each."""
+        above = max(min(capacity // (LEVELS - 1), MOST_ABOVE), cls.bucket)
+        return [max(capacity, cls.bucket)] + [above] * (LEVELS - 1)
 
     @property
     def epoch(self) -> int:
         """How often this run began again."""
-        return int(self._header["epoch"][0])
+        return self._state[EPOCH]
 
     @property
     def count(self) -> int:
-        """Rows written since the last beginning; the newest step is `count - 1`."""
-        return int(self._header["count"][0])
+        """Rows written since the last beginning, restored ones included. A cut takes it back."""
+        return self._state[COUNT]
+
+    @property
+    def last_step(self) -> int:
+        """The newest recorded step, -1 if there is none."""
+        newest = (self._newest(level, "step") for level in range(LEVELS))
+        return next((step for step in newest if step is not None), -1)
 
     @property
     def last_step(self) -> int:
@@ -175,38 +235,209 @@ class History:
             self._header["count"] += 1
 
     def clear(self) -> None:
-        """Begin again: forget every row."""
-        self._header["count"] = 0
-        self._header["epoch"] += 1
+        """Begin again: forget every row. Writer's side."""
+        state = self._state
+        state[CUTS] += 1
+        for place in range(COUNT, len(state)):  # each `count` before its `begin`, so that nothing comes into sight
+            state[place] = 0
+        state[EPOCH] += 1
+        state[CUTS] += 1
 
     def append(self, snapshot: Snapshot, version: int = 0) -> None:
-        """Write one step and publish it."""
-        count = self.count
-        self._rows[count % self.capacity] = _record(snapshot, version)
-        self._header["count"] = count + 1
+        """Write one step, later than all before, and publish it. Writer's side."""
+        count, ring = self._state[COUNT], self._rings[0]
+        ring[count % len(ring)] = _record(snapshot, version)
+        self._publish(0, count + 1)
 
     def since(self, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
-        """Copies of the rows after `step`, oldest first, and the epoch they belong to.
+        """Copies of the rows after `step`, in the order of their steps, and the epoch they belong to.
 
-        More than `limit` rows are thinned to every n-th, about `limit` in number. Never thinned away: the newest row,
-        rows with a held-out loss, and the first row under changed settings.
+        More than `limit` rows are `thinned` to that. Where steps are missing between two rows, rows were passed over
+        that tell less than those two.
         """
+        state = self._state
         while True:
-            epoch, count = self.epoch, self.count
-            # The oldest row may be half overwritten: the writer fills it before it raises the count.
-            first = max(step + 1, count - self.capacity + 1, 0)
-            wanted = np.arange(first, count)
-            if wanted.size > limit:
-                wanted = wanted[self._telling(wanted, math.ceil(wanted.size / max(limit, 1)))]
-            rows = self._rows[wanted % self.capacity]
-            if self.epoch == epoch and (wanted.size == 0 or first > self.count - self.capacity):
-                return epoch, rows
+            epoch, cuts = state[EPOCH], state[CUTS]
+            rows = self._after(step)
+            if (epoch, cuts) == (state[EPOCH], state[CUTS]):
+                return epoch, thinned(rows, limit)
 
-    def _telling(self, wanted: np.ndarray, stride: int) -> np.ndarray:
-        """Which of these rows to keep, as a mask."""
-        place = wanted % self.capacity
-        keep = wanted % stride == 0
-        keep |= np.isfinite(self._rows["eval_loss"][place])  # a column at a time: whole rows are many times longer
-        keep[1:] |= np.diff(self._rows["version"][place].astype(np.int64)) != 0
-        keep[-1] = True
-        return keep
+    def restore(self, rows: np.ndarray) -> None:
+        """Fill an empty history with what `since(-1)` gave, so that it gives the same again. Writer's side.
+
+        More rows than fit, from a larger history, are thinned as `since` does it.
+
+        Raises:
+            ValueError: rows of another shape or not in the order of their steps, or there is a history already.
+        """
+        if rows.dtype != self.dtype or rows.ndim != 1:
+            raise ValueError(
+                "These rows have other columns, layers or experts. Restore the history of the same recipe."
+            )
+        if (np.diff(rows["step"].astype(np.int64)) <= 0).any():
+            raise ValueError("The steps of these rows do not ascend. Restore what since(-1) gave, as it was.")
+        if self.last_step >= 0:
+            raise ValueError(f"This history is at step {self.last_step} already. Restore into an empty one.")
+        rows = thinned(rows, sum(self._shown))
+        parts, begin = [], len(rows)
+        for level, shown in enumerate(self._shown):
+            begin, end = max(begin - shown, 0), begin
+            parts.append((level, begin, end))
+            self._write(level, begin, rows[begin:end])
+        self._state[CUTS] += 1
+        for part in reversed(parts):  # from the oldest, so that a reader who comes now has no gap
+            self._set(*part)
+        self._state[CUTS] += 1
+
+    def cut(self, step: int) -> None:
+        """Forget all rows after `step`. Writer's side."""
+        self._state[CUTS] += 1
+        for level in range(LEVELS):
+            first, count = self._in_sight(level)
+            steps = self._copy(level, first, count)["step"].astype(np.int64)
+            kept = int(np.searchsorted(steps, step, "right"))
+            self._set(level, first, first + kept)
+            if kept:
+                # What climbed from rows still in sight is forgotten too, and they climb again when their time comes: of
+                # a bucket that lost its end other rows may tell most.
+                step = int(steps[0]) - 1
+        self._state[CUTS] += 1
+
+    def _set(self, level: int, begin: int, count: int) -> None:
+        """Publish other bounds of a level; none of these rows has climbed."""
+        self._state[3 * level + BEGIN] = begin
+        self._state[3 * level + TAKEN] = begin
+        self._state[3 * level + COUNT] = count  # after `begin`, see `_in_sight`
+
+    def _publish(self, level: int, count: int) -> None:
+        """The rows of a level before `count` are complete: let those climb that go out of sight, and show them."""
+        if level + 1 < LEVELS:
+            while count - self._state[3 * level + TAKEN] > self._shown[level]:
+                self._climb(level)
+        self._state[3 * level + COUNT] = count
+
+    def _climb(self, level: int) -> None:
+        """The oldest bucket of a level that has not climbed yet does."""
+        taken = self._state[3 * level + TAKEN]
+        rows = self._copy(level, taken, taken + self.bucket)
+        picked = rows[telling(rows, np.zeros(1, int), self._version_before(level, taken))]
+        count = self._state[3 * (level + 1) + COUNT]
+        self._write(level + 1, count, picked)
+        self._publish(level + 1, count + len(picked))
+        self._state[3 * level + TAKEN] = taken + self.bucket
+
+    def _version_before(self, level: int, row: int) -> int | None:
+        """The settings of the row before this one, None if there is none. Where a level begins, it is further up."""
+        if row > self._state[3 * level + BEGIN]:
+            return int(self._rings[level]["version"][(row - 1) % len(self._rings[level])])
+        above = (self._newest(higher, "version") for higher in range(level + 1, LEVELS))
+        return next((version for version in above if version is not None), None)
+
+    def _in_sight(self, level: int) -> tuple[int, int]:
+        """The first row of a level that a reader may have, and the one after the last."""
+        count = self._state[3 * level + COUNT]  # before `begin`, since a cut changes that first
+        return max(count - self._shown[level], self._state[3 * level + BEGIN]), count
+
+    def _newest(self, level: int, name: str) -> int | None:
+        """A whole number from the newest row of a level, None if it has no row."""
+        ring = self._rings[level]
+        while True:
+            first, count = self._in_sight(level)
+            if first >= count:
+                return None
+            value = int(ring[name][(count - 1) % len(ring)])
+            if self._in_sight(level)[0] < count:
+                return value
+
+    def _after(self, step: int) -> np.ndarray:
+        """Copies of all rows after a step, from level 0 upwards."""
+        parts, before = [], 1 << 32
+        for level in range(LEVELS):
+            rows = self._copy_whole(level, step)
+            if rows.size:
+                first, end = np.searchsorted(rows["step"].astype(np.int64), [step + 1, before])
+                parts.append(rows[first:end])
+                if first:
+                    break  # here is a row that is not wanted any more: no level above has one that is
+                before = min(before, int(rows["step"][0]))  # the writer may have been here since
+        return np.concatenate(parts[::-1]) if parts else np.empty(0, self.dtype)
+
+    def _copy_whole(self, level: int, step: int) -> np.ndarray:
+        """Copies of the rows of a level after a step, of some up to it, and of none that was written over meanwhile."""
+        ring = self._rings[level]
+        while True:
+            first, count = self._in_sight(level)
+            if first >= count:
+                return np.empty(0, self.dtype)
+            last = int(ring["step"][(count - 1) % len(ring)])
+            # Steps ascend: no more than `last - step` rows are after it. And one more, to see whether more are wanted.
+            first = max(first, count - 1 - max(last - step, 0))
+            rows = self._copy(level, first, count)
+            oldest, newest = self._in_sight(level)
+            if oldest < count:  # otherwise all were written over, the one that `last` is from too
+                return rows[max(oldest - first, 0) : max(newest - first, 0)]
+
+    def _copy(self, level: int, first: int, count: int) -> np.ndarray:
+        ring = self._blobs[level]
+        return ring.take(np.arange(first, count) % len(ring)).view(self.dtype)
+
+    def _write(self, level: int, first: int, rows: np.ndarray) -> None:
+        ring = self._blobs[level]
+        ring[np.arange(first, first + len(rows)) % len(ring)] = rows.view(ring.dtype)
+
+
+def thinned(rows: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` of these rows, and at least the newest.
+
+    The newest half of the limit comes whole. The time before is divided into as many buckets of the same number of
+    steps as still fit, and of each come the rows that `telling` picks, and the first row of all.
+    """
+    if len(rows) <= limit:
+        return rows
+    older = len(rows) - max(limit // 2, 1)
+    buckets = (limit - (len(rows) - older) - 1) // KEPT
+    if buckets < 1:
+        return rows[-max(limit, 1) :]
+    steps = rows["step"][:older].astype(np.int64)
+    bucket = (steps - steps[0]) * buckets // (steps[-1] - steps[0] + 1)
+    starts = np.flatnonzero(np.diff(bucket, prepend=-1))
+    return rows[np.concatenate([telling(rows[:older], starts), np.arange(older, len(rows))])]
+
+
+def telling(rows: np.ndarray, starts: np.ndarray, version_before: int | None = None) -> np.ndarray:
+    """The places, in order, of the rows that tell most of each bucket. Buckets begin at the places `starts`.
+
+    Those with the largest and the smallest MaxVio (of its worst layer) and task loss; the first under changed settings;
+    one with a held-out loss and one with a probe of interference, where none of those has it: both are rare, and fall
+    on different steps. Among equals the first. Numbers that are not finite are no extremes. At most KEPT of a bucket,
+    and at least one. If no `version_before` says that a row comes before all, the first row of all in addition.
+    """
+    bucket = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(rows)))
+    version = rows["version"]
+    found = np.empty((5, len(rows)), bool)
+    for row, values in enumerate((_largest(rows["max_vio"]), rows["task_loss"])):
+        for sign in (1, -1):
+            signed = np.where(np.isfinite(values), sign * values, -np.inf)
+            found[2 * row + (sign < 0)] = signed == np.maximum.reduceat(signed, starts)[bucket]
+    found[4, 0] = version_before is not None and version[0] != version_before
+    np.not_equal(version[1:], version[:-1], out=found[4, 1:])
+    keep = np.zeros(len(rows), bool)
+    keep[_first_of_each(bucket, found)] = True
+    measured = np.isfinite([rows["eval_loss"], rows["interference_router_ratio"]])
+    keep[_first_of_each(bucket, measured & ~np.logical_or.reduceat(measured & keep, starts, axis=1)[:, bucket])] = True
+    keep[0] |= version_before is None
+    return np.flatnonzero(keep)
+
+
+def _first_of_each(bucket_N: np.ndarray, found_KN: np.ndarray) -> np.ndarray:
+    """Of each kind and bucket the first place where it was found, if anywhere."""
+    kinds, places = np.nonzero(found_KN)
+    both = kinds * len(bucket_N) + bucket_N[places]
+    first = np.ones(len(both), bool)
+    np.not_equal(both[1:], both[:-1], out=first[1:])
+    return places[first]
+
+
+def _largest(values_NL: np.ndarray) -> np.ndarray:
+    """Of each row, among its finite values; -inf where there is none."""
+    return np.where(np.isfinite(values_NL), values_NL, -np.inf).max(axis=1)

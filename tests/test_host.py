@@ -21,7 +21,7 @@ from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host import Host, Limits, Run
 from moeviz.host.block import TRUTH_BYTES, Block, block_size, ring_capacity
 from moeviz.host.worker import Job, choose
-from moeviz.snapshot import record_dtype
+from moeviz.snapshot import History
 from moeviz.ui import controls, hosting, session
 from tests import stand_in_engine as stand_in
 
@@ -260,22 +260,26 @@ def test_an_impossible_rebuild_changes_nothing(new_run: Callable[..., Run]) -> N
     assert run.state().step == 3
 
 
-def test_a_reader_far_behind_gets_what_the_ring_still_has(new_run: Callable[..., Run]) -> None:
+def test_a_reader_far_behind_gets_the_whole_run_and_every_one_of_its_newest_steps(new_run: Callable[..., Run]) -> None:
     recipe = Recipe(num_experts=256, num_layers=8)
     capacity = ring_capacity(8, 256)
-    assert capacity == 1_000
+    assert capacity == 450
     run = new_run(recipe, Knobs(alpha=0.0))
-    rows = run_to(run, 1_500)
-    assert rows["step"].tolist() == list(range(1_500 - capacity + 2, 1_501))
-    thinned = run.records_since(1, -1, limit=10)[1]["step"]
-    assert len(thinned) <= 10
-    assert thinned[-1] == 1_500
+    steps = run_to(run, 1_500)["step"].tolist()
+    assert steps[-capacity:] == list(range(1_501 - capacity, 1_501))
+    assert steps[0] == 0
+    assert len(steps) < 700
+    thinned = run.records_since(1, -1, limit=100)[1]["step"]
+    assert len(thinned) <= 100
+    assert (thinned[0], thinned[-1]) == (0, 1_500)
     assert run.records_since(1, 1_498)[1]["step"].tolist() == [1_499, 1_500]
 
 
-def test_ring_capacity_follows_memory() -> None:
-    assert ring_capacity(1, 2) == 20_000
-    assert 3.9e6 < ring_capacity(2, 64) * record_dtype(2, 64).itemsize <= 4e6
+def test_history_takes_the_memory_it_may_and_more_only_for_the_largest_recipes() -> None:
+    assert ring_capacity(1, 2) == 10_000
+    for layers, experts in [(1, 16), (2, 64), (1, 256), (1, 500)]:
+        assert 3.97e6 < History.bytes_needed(layers, experts, ring_capacity(layers, experts)) <= 4e6
+    assert 4e6 < History.bytes_needed(8, 256, ring_capacity(8, 256)) < 16.2e6
 
 
 # Identities

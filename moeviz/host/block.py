@@ -1,7 +1,7 @@
 """How does what happened travel from the process that trains to the process that serves pages?
 
 Through one block of shared memory per beginning of a run: a small state header, the newest checked identities as text,
-then the ring of `History`. The server creates it, one worker writes it, and any number of server threads read it
+then the levels of `History`. The server creates it, one worker writes it, and any number of server threads read it
 without a lock or a system call.
 
 The memory has no name (POSIX: an unlinked file whose descriptor travels through the pipe), so that nothing is left
@@ -10,6 +10,7 @@ behind however the processes end, and the small /dev/shm of a container does not
 
 from __future__ import annotations
 
+import bisect
 import json
 import mmap
 import os
@@ -23,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from moeviz.snapshot import HEADER, History, record_dtype
+from moeviz.snapshot import HEADER, History
 
 BYTES_PER_RUN = 4_000_000
-FEWEST_ROWS, MOST_ROWS = 1_000, 20_000
+FEWEST_ROWS, MOST_ROWS = 450, 10_000
 MESSAGE_BYTES = 1024
 TRUTH_BYTES = 8192
 STATUSES = ("starting", "ready", "failed")
@@ -52,8 +53,15 @@ TRUTH = np.dtype([("serial", "<i8"), ("checksum", "<i8"), ("length", "<i8"), ("t
 
 
 def ring_capacity(num_layers: int, num_experts: int) -> int:
-    """Rows of history a run keeps: about `BYTES_PER_RUN` of memory."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, BYTES_PER_RUN // record_dtype(num_layers, num_experts).itemsize))
+    """How many of its newest steps a run keeps, every one, if history as a whole takes up to `BYTES_PER_RUN`.
+
+    At least FEWEST_ROWS: a recipe of more than 500 experts in all takes more, up to 16 MB, a fraction of its model.
+    """
+    capacities = range(FEWEST_ROWS, MOST_ROWS + 1)
+    fitting = bisect.bisect_right(
+        capacities, BYTES_PER_RUN, key=lambda rows: History.bytes_needed(num_layers, num_experts, rows)
+    )
+    return capacities[max(fitting - 1, 0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +98,7 @@ class Block:
     @property
     def step(self) -> int:
         """The newest step, 0 while there is none."""
-        return max(self.history.count - 1, 0)
+        return max(self.history.last_step, 0)
 
     def _text(self, name: str) -> str:
         return bytes(self._state[name][0]).decode(errors="ignore")
@@ -228,7 +236,7 @@ def receive(connection: Connection, size: int, name: str | None) -> mmap.mmap:
 
 
 def block_size(num_layers: int, num_experts: int) -> int:
-    """Bytes of a block: header and ring."""
+    """Bytes of a block: header and history."""
     rows = ring_capacity(num_layers, num_experts)
     return STATE.itemsize + TRUTH.itemsize + History.bytes_needed(num_layers, num_experts, rows)
 
