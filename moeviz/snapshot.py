@@ -225,15 +225,6 @@ class History:
         newest = (self._newest(level, "step") for level in range(LEVELS))
         return next((step for step in newest if step is not None), -1)
 
-    @property
-    def last_step(self) -> int:
-        return self.count - 1
-
-    def restore(self, rows) -> None:
-        for row in rows:
-            self._rows[self.count % self.capacity] = row
-            self._header["count"] += 1
-
     def clear(self) -> None:
         """Begin again: forget every row. Writer's side."""
         state = self._state

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeviz.config import Knobs, Recipe, check
-from moeviz.live import assets, charts, wire
+from moeviz.live import assets, charts, visitor, wire
 from moeviz.live.routes import routes
 from moeviz.snapshot import History, record_dtype
 
@@ -141,7 +141,8 @@ def test_a_second_of_training_is_two_kilobytes_at_most(count, most):
     host = FakeHost()
     rows = trained_rows(120, bias_rule="sign")
     host.run.records_since = lambda epoch, step, limit: (0, rows[-count:])
-    _, headers, body = get("/moeviz/run/known", "epoch=0&after=1&version=1", [("accept-encoding", "deflate")], host)
+    asked = [("accept-encoding", "deflate"), ("cookie", f"{visitor.COOKIE}=mine")]
+    _, headers, body = get("/moeviz/run/known", "epoch=0&after=1&version=1", asked, host)
     # What uvicorn adds: status line, date and server.
     added = "HTTP/1.1 200 OK..date: Sun, 22 Nov 2026 04:12:01 GMT..server: uvicorn...."
     assert len(body) + sum(len(f"{name}: {value}..") for name, value in headers.items()) + len(added) <= most
@@ -154,6 +155,11 @@ class FakeRun:
     knobs = Knobs()
     version = 1
     playing = trains = True
+    owner = None
+
+    def claim(self, visitor):
+        self.owner = self.owner or visitor
+        return self.owner == visitor
 
     def __init__(self):
         self.touched, self.checked, self.checks = 0, False, 3
@@ -456,3 +462,37 @@ def test_every_text_is_complete():
         for name, text in group.items():
             for field in ("title", "meaning", "formula", "source"):
                 assert text[field], (name, field)
+
+
+def test_a_browser_is_given_a_name_and_the_run_it_first_asks_for():
+    host = FakeHost()
+    status, headers, _ = get("/moeviz/run/known", host=host)
+    assert status == 200
+    assert host.run.owner is None, "two tabs opened at once are given two names, and keep one"
+    cookie = headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    mine, other = ("cookie", cookie.split(";")[0]), ("cookie", f"{visitor.COOKIE}=another")
+    status, headers, _ = get("/moeviz/run/known", headers=[mine], host=host)
+    assert status == 200
+    assert "set-cookie" not in headers
+    for stranger in ([other], [], [("cookie", f"{visitor.COOKIE}={'x' * 5000}")]):
+        touched = host.run.touched
+        status, _, body = get("/moeviz/run/known", headers=stranger, host=host)
+        assert status == 403
+        assert b"another browser" in body
+        assert host.run.touched == touched, "looking in keeps no run awake"
+    status, _, _ = get("/moeviz/run/known", headers=[mine], host=host)
+    assert status == 200
+
+
+def test_nobody_turns_the_knobs_of_anothers_run():
+    host = FakeHost()
+    host.run.owner = "mine"
+    body = b'{"version": 1, "knobs": {"u": 0.01}}'
+    headers = [("content-type", "application/json"), ("cookie", f"{visitor.COOKIE}=another")]
+    status, _, _ = get("/moeviz/run/known/knobs", headers=headers, host=host, method="POST", body=body)
+    assert (status, host.run.version) == (403, 1)
+    headers[1] = ("cookie", f"{visitor.COOKIE}=mine")
+    status, _, _ = get("/moeviz/run/known/knobs", headers=headers, host=host, method="POST", body=body)
+    assert (status, host.run.version) == (200, 2)

@@ -142,11 +142,18 @@ class Job:
         """The settings of a step: those it was made with if it is made again, else those in force."""
         if self.versions is None:
             return self.knobs
-        if self.past is None:
-            _, self.past = self.block.history.since(-1)
-        # The first row after a change is never thinned away, so the row before a gap has the settings of the gap.
-        before = np.searchsorted(self.past["step"], step, side="right") - 1
-        return self.versions.get(int(self.past["version"][before]), self.knobs) if before >= 0 else self.knobs
+        row = self.past[step - int(self.past["step"][0])] if self.past is not None and len(self.past) else None
+        return self.knobs if row is None else self.versions.get(int(row["version"]), self.knobs)
+
+    def recall(self, step: int) -> None:
+        """Look up the settings of all steps from this one on, to make them again.
+
+        Raises:
+            SettingsError: of some it is not known any more, since a long history is thinned.
+        """
+        _, self.past = self.block.history.since(step - 1)
+        if len(self.past) and len(self.past) != int(self.past["step"][-1]) - step + 1:
+            raise SettingsError(f"This run was last saved long before what it shows. {FROM_START}")
 
     def caught_up(self) -> None:
         """All steps that were shown are made again: go on from here."""
@@ -282,6 +289,8 @@ class Worker:
         # Not charged as training time: a large model would otherwise wait for all others to catch up.
         history = job.block.history
         engine = None if job.versions is None else self._saved(job)
+        if job.versions is not None:
+            job.recall(0 if engine is None else engine.step_number + 1)
         if engine is None:
             engine = self.engine.Engine(job.recipe, job.knobs_at(0), job.text)
             first = engine.observe()  # also where it was shown already: it may draw numbers

@@ -141,9 +141,7 @@ def _send_increment(request: Request, run: Any, known: Known) -> Response:
         message, encoding = wire.deflate(message), "deflate"
     # Each answer is small, so its header counts. Without a type no browser takes for a page what begins with
     # `wire.FORMAT`. A named encoding, even "identity", keeps Streamlit's middleware from compressing it once more.
-    return visitor.name(
-        request, Response(message, headers={"Cache-Control": "no-store", "Content-Encoding": encoding})
-    )
+    return visitor.name(request, Response(message, headers={"Cache-Control": "no-store", "Content-Encoding": encoding}))
 
 
 def encode_increment(run: Any, known: Known) -> bytes:

@@ -50,8 +50,7 @@ def visitor() -> Visitor:
         me = _arrive(token, {name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
             me.notices.append(
-                f"In the address: speed={asked['speed'][:40]} is not one of {', '.join(SPEEDS)}. "
-                f"{USUAL_SPEED} is used."
+                f"In the address: speed={asked['speed'][:40]} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used."
             )
         st.session_state[KEY] = me
         st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
