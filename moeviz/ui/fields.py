@@ -5,6 +5,7 @@ No Streamlit here: plain functions from settings to options and from a link's te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,6 +20,7 @@ from moeviz.config import (
     Recipe,
     SettingsError,
     parse_settings,
+    setting_names,
     settle,
     show,
     smallest_groups_kept,
@@ -52,6 +54,8 @@ LABELS: dict[str, dict[Any, str]] = {
     "num_groups": {1: "off"},
     "token_dropping": {"none": "off", "expert": "expert", "device": "device"},
 }
+LONGEST = 40  # characters of an address that a sentence quotes; every name and value is shorter
+MOST_UNKNOWN = 5  # names that are no settings, each with a sentence of its own
 KNOB_KEYS = tuple(KNOB_FIELDS)
 RECIPE_KEYS = tuple(RECIPE_FIELDS)
 RECIPE_KEY_SET = frozenset(RECIPE_KEYS)
@@ -88,49 +92,90 @@ def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
     """The settings that an address asks for, and a sentence for each part of it that cannot be had.
 
     `preset=NAME`, `task=NAME` and `balancing=NAME` come first, single settings change them. Values between a slider's
-    stops move to the nearest stop.
+    stops move to the nearest stop. The sentences are Markdown, in which whatever the address says is plain text.
     """
-    parameters, notices = {name: _unlabelled(name, text) for name, text in parameters.items()}, []
-    knobs, recipe = Knobs(), Recipe()
+    asked = {legible(name): _unlabelled(name, legible(text)) for name, text in parameters.items()}
+    knobs, recipe, refusals = Knobs(), Recipe(), []
     try:
-        knobs = presets.preset(parameters.pop("preset", "no_balancing")).knobs
+        knobs = presets.preset(asked.pop("preset", "no_balancing")).knobs
     except SettingsError as refusal:
-        notices.append(f"In the address: {refusal}")
-    if parameters.get("task") in TASK_DEFAULTS:
-        recipe = Recipe(task=parameters["task"], **TASK_DEFAULTS[parameters["task"]])
+        refusals.append(str(refusal))
+    if asked.get("task") in TASK_DEFAULTS:
+        recipe = Recipe(task=asked["task"], **TASK_DEFAULTS[asked["task"]])
     try:
-        recipe, knobs = parse_settings(parameters, recipe, knobs)
-    except SettingsError:  # take what can be taken, one by one
-        for name, text in sorted(parameters.items(), key=lambda item: item[0] != "balancing"):
-            try:
-                recipe, knobs = parse_settings({name: text}, recipe, knobs)
-            except SettingsError as refusal:
-                notices.append(f"In the address: {refusal} Left as it was.")
+        recipe, knobs = parse_settings(asked, recipe, knobs)
+    except SettingsError:
+        recipe, knobs, refused = _what_can_be_had(asked, recipe, knobs)
+        refusals += refused
     knobs, moved = _to_stops(knobs)
     knobs, settled = settle(recipe, knobs)
-    return recipe, knobs, notices + moved + settled
+    return recipe, knobs, [f"In the address: {_plain(refusal)}" for refusal in refusals] + moved + settled
 
 
 def to_link(recipe: Recipe, knobs: Knobs) -> dict[str, str]:
-    """What an address must say to ask for these settings: what differs from the defaults, as the controls write it."""
+    """What an address must say to ask for these settings, as the controls write it: what differs from the defaults or
+    from the sizes that the task brings."""
     default = values_of(Recipe(), Knobs())
-    values = {name: value for name, value in values_of(recipe, knobs).items() if value != default[name]}
-    return {name: LABELS.get(name, {}).get(value, show(value)) for name, value in values.items()}
+    brought = default | TASK_DEFAULTS[recipe.task]
+    values = values_of(recipe, knobs)
+    differing = {name: value for name, value in values.items() if not value == default[name] == brought[name]}
+    return {name: LABELS.get(name, {}).get(value, show(value)) for name, value in differing.items()}
+
+
+def legible(text: str) -> str:
+    """A part of an address as a sentence can quote it: short, and in characters that can be seen.
+
+    What is changed by this was no setting's name or value.
+    """
+    text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text.strip())
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def _unlabelled(name: str, text: str) -> str:
     return next((str(value) for value, label in LABELS.get(name, {}).items() if label == text), text)
 
 
+def _plain(sentence: str) -> str:
+    """Without this a link to this page could bring pictures from elsewhere, and headings of its own."""
+    return re.sub(r"[\\\[\]*$~<|]", r"\\\g<0>", sentence)
+
+
+def _what_can_be_had(asked: dict[str, str], recipe: Recipe, knobs: Knobs) -> tuple[Recipe, Knobs, list[str]]:
+    """Take one part after another, again until nothing more can be had: some fit only once another was taken."""
+    unknown = [name for name in asked if name not in setting_names()]
+    waiting = [name for name in asked if name not in unknown[MOST_UNKNOWN:]]
+    waiting.sort(key=lambda name: name != "balancing")
+    together = {name: asked[name] for name in ("tokens_per_step", "sequence_length") if name in asked}
+    try:
+        recipe, knobs = parse_settings(together, recipe, knobs)
+        waiting = [name for name in waiting if name not in together]
+    except SettingsError:  # then one of them may still be had
+        pass
+    refusals: dict[str, str] = dict.fromkeys(waiting, "")
+    taken = True
+    while taken:
+        taken = False
+        for name in list(refusals):
+            try:
+                recipe, knobs = parse_settings({name: asked[name]}, recipe, knobs)
+                del refusals[name]
+                taken = True
+            except SettingsError as refusal:
+                # Which part is meant is not always in it: sequence_length=10 is refused for what tokens_per_step is.
+                refusals[name] = str(refusal) if name in unknown else f"{refusal} {name} is left as it was."
+    more = len(unknown) - MOST_UNKNOWN
+    rest = [f"More names that are no settings: {more:,}. `python -m moeviz settings` lists all that are."]
+    return recipe, knobs, [*refusals.values(), *(rest if more > 0 else [])]
+
+
 def _to_stops(knobs: Knobs) -> tuple[Knobs, list[str]]:
-    notices = []
+    notices, nearest = [], {}
     for name, stops in STOPS.items():
         value = getattr(knobs, name)
-        nearest = min(stops, key=lambda stop: abs(stop - value))
-        if nearest != value:
-            notices.append(f"{name}={show(value)} lies between the slider's stops: {show(nearest)} is used here.")
-            knobs = replace(knobs, **{name: nearest})
-    return knobs, notices
+        nearest[name] = min(stops, key=lambda stop: abs(stop - value))
+        if nearest[name] != value:
+            notices.append(f"{name}={show(value)} lies between the slider's stops: {show(nearest[name])} is used here.")
+    return replace(knobs, **nearest), notices  # all of them: -0 is 0, but written differently
 
 
 def kept_options(recipe: Recipe, num_groups: int, top_k: int) -> list[int]:

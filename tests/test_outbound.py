@@ -1,0 +1,180 @@
+"""Does the app call anyone? The real server with a watch in each of its processes, used as a visitor would.
+
+The watch is an audit hook: Python tells it of every connection, every name that is looked up and every program that is
+started, before it happens. It sees Python's own doors, not what a library in C might open by itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import expect
+
+from moeviz.host.host import _usable_cores
+from tests.test_browser import ROOT, _wait_for, browser, button, look, until  # noqa: F401 (a fixture)
+
+WATCH = '''
+"""Python runs this at the start of every process: whatever leaves the machine is written down first."""
+import json, os, sys
+
+DOORS = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
+         "socket.gethostbyaddr", "socket.getnameinfo", "urllib.Request", "subprocess.Popen", "os.system",
+         "os.posix_spawn", "moeviz.watching"}
+
+def plain(argument):
+    if type(argument).__module__.endswith("socket"):
+        return {"family": argument.family.name, "type": argument.type.name}
+    return argument if isinstance(argument, (str, int, tuple, list)) else repr(argument)
+
+def watch(event, arguments):
+    if event in DOORS:
+        caller = sys._getframe(1)
+        asked = {"pid": os.getpid(), "event": event, "arguments": [plain(part) for part in arguments],
+                 "caller": caller.f_globals.get("__name__", "?") + "." + caller.f_code.co_name}
+        line = json.dumps(asked, default=repr) + "\\n"
+        log = os.open(os.environ["MOEVIZ_WATCH"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(log, line.encode())
+        os.close(log)
+
+sys.addaudithook(watch)
+sys.audit("moeviz.watching", *sys.orig_argv)
+'''
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """An environment whose Python processes are watched, and what the watch has seen so far."""
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    log = tmp_path / "seen.jsonl"
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path, "MOEVIZ_WATCH": str(log)}
+    return environment, lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def calls_outside(seen: list[dict]) -> list[dict]:
+    """What asked for anything but this machine itself."""
+    return [asked for asked in seen if asked["event"] != "moeviz.watching" and not _stays_here(asked)]
+
+
+def _stays_here(asked: dict) -> bool:
+    event, arguments = asked["event"], asked["arguments"]
+    if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        door, address = arguments
+        if door["family"] == "AF_UNIX":
+            return True
+        # The greeting's address for others in the network: the system is asked which of this machine's own addresses
+        # would face the world. Connecting a datagram socket sends nothing, and this function does nothing else with it.
+        greeting = ("socket.connect", "SOCK_DGRAM", "streamlit.net_util.get_internal_ip")
+        if (event, door["type"], asked["caller"]) == greeting:
+            return True
+        return isinstance(address, list) and _is_this_machine(address[0])
+    if event.startswith("socket."):
+        host = arguments[0]
+        return _is_this_machine(host[0] if isinstance(host, list) else host)
+    return False
+
+
+def _is_this_machine(host: str) -> bool:
+    """Loopback, or nobody: a server that takes a name to listen on passes "0.0.0.0" or none."""
+    if host in ("localhost", "None", "", "0.0.0.0", "::"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def watching(seen: list[dict], what: str) -> set[int]:
+    """Processes whose watch is up and whose command line contains some words."""
+    return {asked["pid"] for asked in seen if asked["event"] == "moeviz.watching" and what in str(asked["arguments"])}
+
+
+# No packet leaves: each of these fails, or has nothing to do, after it was audited.
+CALLS = {
+    "connect": "s = socket.socket(); s.bind(('127.0.0.1', 0)); s.connect(('192.0.2.1', 9))",
+    "datagram": "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); s.connect(('192.0.2.1', 9))",
+    "sendto": "s = socket.socket(); s.sendto(b'', ('192.0.2.1', 9))",
+    "name": "socket.getaddrinfo('example.invalid', 80, flags=socket.AI_NUMERICHOST)",
+    "url": "urllib.request.OpenerDirector().open('http://example.invalid/')",
+    "program": "subprocess.run([sys.executable, '-c', ''])",
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize("child", [False, True], ids=["server", "worker"])
+def test_the_watch_sees_every_kind_of_call_in_a_process_and_in_those_it_spawns(watched, kind, child):
+    environment, seen = watched
+    call = f"import socket, subprocess, sys, urllib.request\ntry: {CALLS[kind]}\nexcept OSError: pass"
+    if child:
+        start = "c = multiprocessing.get_context('spawn').Process(target=exec, args=(code,)); c.start(); c.join()"
+        call = f"import multiprocessing\ncode = {call!r}\n{start}"
+    subprocess.run([sys.executable, "-c", call], env=environment, check=True, timeout=60)
+    [outside] = calls_outside(seen())
+    spawned = watching(seen(), "spawn_main")
+    assert (outside["pid"] in spawned) is child
+    assert len(spawned) == child
+
+
+def test_the_watch_leaves_this_machine_alone(watched):
+    environment, seen = watched
+    call = "import socket; s = socket.create_server(('localhost', 0)); socket.create_connection(s.getsockname())"
+    subprocess.run([sys.executable, "-c", call], env=environment, check=True, timeout=60)
+    assert "socket.connect" in {asked["event"] for asked in seen()}
+    assert calls_outside(seen()) == []
+
+
+@contextmanager
+def serving(environment):
+    """The README's command, for everybody in the network, in a watched process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        printed = server.communicate(timeout=30)[0].decode()
+    assert "Traceback" not in printed, printed
+
+
+@pytest.mark.browser
+def test_a_whole_visit_asks_nobody_but_this_machine(watched, browser, tmp_path):  # noqa: F811
+    environment, seen = watched
+    book = tmp_path / "book.txt"
+    book.write_bytes(b"It was a bright cold day in April. " * 100)
+    with serving(environment) as address:
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(address)
+        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0")
+        button(page, "Run").click()
+        until(page, "m.step > 40 && m.playing")
+        for name, heading in (("Formulas and code", "Formulas and code"), ("How we differ", "How we differ")):
+            page.get_by_role("link", name=name).click()
+            expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
+        page.get_by_role("link", name="Playground").click()
+        until(page, "m.step > 40")
+        page.goto(address + "?task=text")
+        page.wait_for_function("window.__moeviz && window.__moeviz.status === 'ready'")
+        page.get_by_text("More", exact=True).click()
+        page.locator("input[type=file]").set_input_files(book)
+        expect(page.get_by_text("book.txt")).to_be_visible()
+        epoch = look(page, "epoch")
+        button(page, "Restart with these").click()
+        until(page, f"m.epoch > {epoch} && m.status === 'ready'")
+        button(page, "Run").click()
+        until(page, "m.step > 30")
+        page.context.close()
+    assert len(watching(seen(), "streamlit")) == 1
+    assert len(watching(seen(), "spawn_main")) == _usable_cores(), "every worker is watched"
+    assert calls_outside(seen()) == []
