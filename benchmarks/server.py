@@ -29,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PROC, SHARED = Path("/proc"), Path("/dev/shm")
 PATIENCE = 60.0  # seconds to start, and to stop
+GRACE = 5.0  # seconds for helpers of the server, which end when they notice that it is gone
 TICKS = os.sysconf("SC_CLK_TCK")
 LOOK = 0.4  # seconds; a worker that uses less than a tenth of a core so long has done with its imports
 
@@ -134,7 +135,10 @@ class Server:
             deaf = []
         except subprocess.TimeoutExpired:
             deaf = [f"the server did not end within {PATIENCE:.0f} s of being told to"]
-        self.remains = deaf + self._remains()
+        deadline = time.monotonic() + GRACE
+        while (remains := self._remains()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.remains = deaf + remains
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -143,7 +147,7 @@ class Server:
         processes = [f"process {process}: {_command(process)}" for process in self.family()]
         # The folder is everybody's: what came while the server ran counts if no living process has it mapped.
         segments = [str(SHARED / name) for name in sorted(_listing(SHARED) - self._shared_before) if not _mapped(name)]
-        return processes + segments + [str(path) for path in sorted(self.temporary.rglob("*"))]
+        return processes + segments + [str(path) for path in sorted(self.temporary.rglob("*")) if path.is_file()]
 
     def wait_until_up(self) -> None:
         """Return when it answers and its workers can train.
