@@ -174,6 +174,12 @@ class Server:
             return False
 
 
+def heed_signals() -> None:
+    """Let this program end like after Ctrl-C, its server first, when it is told to end or its terminal closes."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+
+
 @contextmanager
 def serving(*options: str) -> Iterator[Server]:
     """A server on a free port, its workers ready. `options` are Streamlit's, as `--server.maxUploadSize=1`."""
