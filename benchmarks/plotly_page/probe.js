@@ -61,8 +61,8 @@
         if (value.drawn === count) return;
         count = value.drawn;
         const { store, recorded } = value;
-        if (recorded || !store.count) drawn([["all", [-1, -1]]]);
-        else drawn([["all", [store.lastStep, store.version[store.count - 1]]]]);
+        if (recorded) drawn([["all", [-1, -1]]]); // a chart, but not of this run
+        else if (store.count) drawn([["all", [store.lastStep, store.version[store.count - 1]]]]);
       },
     });
   }
