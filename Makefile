@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench mutants recording clean
+.PHONY: help run test lint format bench live mutants recording clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,10 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 bench: $(VENV)/.dev ## measure side by side, print ratios and write benchmarks/RESULTS.md
 	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
+
+live: $(VENV)/.dev ## measure the live charts in a browser beside st.plotly_chart, and write benchmarks/LIVE.md
+	$(BIN)/python -m tests.install_chromium
+	$(BIN)/python -m benchmarks.live
 
 # Not part of `make test`, and its tool no part of what tests need. One thread, since a fork of a process with more may
 # wait forever and would count as noticed. ONLY='moeviz.capacity*' measures one file.

@@ -1,0 +1,1 @@
+"""The six live charts as st.plotly_chart draws them: what `benchmarks.live` compares ours with."""
