@@ -33,12 +33,16 @@ SECOND = 1000
 pytestmark = pytest.mark.browser
 
 
-@contextmanager
-def serving():
-    """A server of our own, started with the README's command; gives its address."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(port=None):
+    """A server of our own, started with the README's command; gives its address."""
+    port = port or free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
     server = subprocess.Popen(
         [*command, "--server.address=127.0.0.1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -472,7 +476,7 @@ def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(new_page):
 
 
 def test_quick_keys_end_at_the_last_value(new_page):
-    page = new_page("?preset=loss_free")
+    page = new_page("?bias_rule=sign&top_k=4&u=0.003")  # no preset, before and after
     button(page, "Run").click()
     until(page, "m.step > 10 && m.playing")
     settle(page)
@@ -504,3 +508,205 @@ def test_a_write_that_fails_is_made_good_by_the_page(browser, address, refusal):
     assert labels(page) == ["u 0.003 → 0.005"]
     assert look(page, "writes") == 0
     page.context.close()
+
+
+FEED = """
+    // Steps from `from` to `until` as the server would send them, with a spike, a dip and a change of settings.
+    (store, from, until) => {
+        const n = until - from
+        const columns = Object.fromEntries([...store.columns].map(([name, { width, data }]) =>
+            [name, new data.constructor(n * width).fill(name === "eval_loss" ? NaN : 1)]))
+        for (let i = 0; i < n; i++) {
+            const step = from + i
+            columns.step[i] = step
+            columns.version[i] = Number(step >= 1777)
+            columns.max_vio[i] = step === 1234 ? 50 : 1 + ((step * 7919) % 100) / 100
+            columns.task_loss[i] = step === 777 ? 0.25 : 1 + ((step * 104729) % 100) / 100
+            if (step % 25 === 0) columns.eval_loss[i] = step / 1e6
+        }
+        store.append({ n }, columns)
+    }
+"""
+
+
+def test_a_million_steps_take_the_memory_of_ten_thousand_and_keep_spikes(new_page):
+    page = new_page()
+    seen = page.evaluate(
+        """async (address) => {
+            const { Store } = await import(address)
+            const store = new Store(1, 16)
+            const feed = """
+        + FEED
+        + """
+            const look = () => ({
+                count: store.count,
+                bytes: [...store.columns.values()].reduce((sum, { data }) => sum + data.byteLength, 0),
+                highest: Math.max(...store.max_vio.subarray(0, store.count)),
+                lowest: Math.min(...store.task_loss.subarray(0, store.count)),
+                changed: [...store.version.subarray(0, store.count)].findIndex((version) => version === 1),
+                steps: [...store.step.subarray(0, store.count)],
+                heldOut: [...store.eval_loss.subarray(0, store.count)].filter(Number.isFinite).length,
+            })
+            feed(store, 0, 10000)
+            const before = look()
+            for (let from = 10000; from < 1000000; from += 1000) feed(store, from, from + 1000)
+            return [before, look()]
+        }""",
+        f"/moeviz/live/store.js?v={assets.VERSION}",
+    )
+    for end, what in zip((10_000, 1_000_000), seen, strict=True):
+        steps = what["steps"]
+        assert steps == sorted(set(steps))
+        assert (steps[0], steps[-1]) == (0, end - 1)
+        assert what["count"] <= 4000
+        assert what["highest"] == 50, "a spike stays"
+        assert what["lowest"] == 0.25, "a dip stays"
+        assert steps[what["changed"]] == 1777, "the first step under changed settings stays"
+        assert what["heldOut"] > 100
+        assert steps[-1000:] == list(range(end - 1000, end)), "the last 1000 are whole"
+        widest = max(np.diff(steps)[: len(steps) - 1000])
+        assert widest <= end / 100, "the picture is as fine at its beginning as later on"
+    assert seen[0]["bytes"] == seen[1]["bytes"]
+
+
+def step_titles(page):
+    return page.evaluate(
+        "[...document.querySelectorAll('.moeviz .xtitle')].map(t => t.textContent).filter(t => t.startsWith('step'))"
+    )
+
+
+def test_charts_say_when_steps_are_missing_and_only_then(new_page):
+    page = new_page()
+    until(page, "m.status === 'ready'")
+    page.evaluate(f"({FEED})(window.__moeviz.store, 1, 6000)")
+    page.get_by_role("button", name="last 1000").click()
+    until(page, "m.view.window === '1000' && !m.recorded")
+    page.wait_for_timeout(300)
+    assert set(step_titles(page)) == {"step"}
+    page.get_by_role("button", name="all steps").click()
+    page.wait_for_function("document.querySelector('.moeviz').textContent.includes('older ones thinned')")
+    assert set(step_titles(page)) == {"step (older ones thinned, extremes kept)"}
+    for title in page.locator(".moeviz .xtitle").all():
+        card = title.locator("xpath=ancestor::article").bounding_box()
+        box = title.bounding_box()
+        assert card["x"] <= box["x"], "it fits"
+        assert box["x"] + box["width"] <= card["x"] + card["width"], "it fits"
+
+
+def pulls(page):
+    """When the browser asked the run, in ms, since the last call of `forget_pulls`."""
+    return page.evaluate(
+        "performance.getEntriesByType('resource').filter(e => e.name.includes('/moeviz/run/')).map(e => e.startTime)"
+    )
+
+
+def forget_pulls(page):
+    page.evaluate("performance.clearResourceTimings()")
+
+
+def hide(page, hidden):
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden })
+            document.dispatchEvent(new Event("visibilitychange"))
+        }""",
+        hidden,
+    )
+
+
+def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_seen(new_page):
+    page = new_page()
+    button(page, "Run").click()
+    until(page, "m.step > 10 && m.playing")
+    hide(page, True)
+    page.wait_for_timeout(1000)  # an answer may still be on its way
+    forget_pulls(page)
+    step = look(page, "step")
+    page.wait_for_timeout(2000)
+    assert pulls(page) == []
+    assert look(page, "step") == step
+    hide(page, False)
+    until(page, f"m.step > {step} + 10")
+
+
+def test_slow_drawing_lowers_the_rate(new_page):
+    page = new_page()
+    page.evaluate(
+        """() => {
+            const { clearRect } = CanvasRenderingContext2D.prototype
+            CanvasRenderingContext2D.prototype.clearRect = function (...box) {
+                for (const end = performance.now() + 40; performance.now() < end; );
+                return clearRect.apply(this, box)
+            }
+        }"""
+    )
+    button(page, "Run").click()
+    until(page, "m.step > 10 && m.playing && m.drawMs > 150")
+    forget_pulls(page)
+    page.wait_for_timeout(4000)
+    pauses = np.diff(pulls(page))
+    assert len(pauses) > 1
+    # Five charts take 200 ms a drawing; a few pulls bring nothing new to draw.
+    assert np.median(pauses) > 390
+
+
+def notice(page):
+    return page.locator(".moeviz .notice")
+
+
+def test_silence_is_said_after_ten_seconds_and_forgotten(new_page):
+    page = new_page()
+    until(page, "m.status === 'ready'")
+    page.route("**/moeviz/run/**", lambda route: None)
+    page.wait_for_timeout(5000)
+    expect(notice(page)).to_be_hidden()
+    expect(notice(page)).to_have_text("The server does not answer; trying again.", timeout=20 * SECOND)
+    page.unroute_all(behavior="ignoreErrors")
+    expect(notice(page)).to_be_hidden(timeout=20 * SECOND)
+    button(page, "Step").click()
+    until(page, "m.step === 1")
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_run_that_is_refused_says_so_in_the_servers_words_and_may_come_back(browser, address, status):
+    page = browser.new_page()
+    page.goto(address)
+    until(page, "m && m.drawn > 0 && m.status === 'ready'")
+    page.route("**/moeviz/run/**", lambda route: route.fulfill(status=status, json={"error": "Not for you."}))
+    expect(notice(page)).to_have_text("Not for you.", timeout=20 * SECOND)
+    page.unroute_all(behavior="ignoreErrors")
+    expect(notice(page)).to_be_hidden(timeout=20 * SECOND)
+    button(page, "Step").click()
+    until(page, "m.step === 1")
+    page.context.close()
+
+
+def test_what_the_server_has_to_say_is_shown_calmly(new_page):
+    page = new_page()
+    until(page, "m.status === 'ready'")
+    state = {"epoch": look(page, "epoch"), "version": 0, "playing": False}
+    page.route("**/moeviz/run/**", lambda route: route.fulfill(body=wire.encode(make_rows(1, 16, 0), state)))
+    for said, sentence in [
+        ({"notice": "It went on from step 120."}, "It went on from step 120."),
+        ({"status": "waiting", "message": "2 runs are ahead of yours."}, "2 runs are ahead of yours."),
+    ]:
+        state |= said
+        expect(notice(page)).to_have_text(sentence)
+        assert "serious" not in notice(page).get_attribute("class")
+
+
+def test_a_page_outlives_a_restart_of_its_server(browser):
+    port, page = free_port(), browser.new_page()
+    with serving(port) as address:
+        page.goto(address + "?bias_rule=sign&u=0.01")
+        until(page, "m && m.drawn > 0 && m.status === 'ready'")
+        button(page, "Run").click()
+        until(page, "m && m.step > 10 && m.playing")
+        token = look(page, "token")
+    expect(notice(page)).to_have_text("The server does not answer; trying again.")
+    with serving(port):
+        until(page, f"m.token !== {token!r} && m.status === 'ready' && m.store.knobs && m.store.knobs.u === 0.01")
+        expect(notice(page)).to_be_hidden()
+        button(page, "Run").click()
+        until(page, "m.step > 10 && m.playing")
+        page.context.close()

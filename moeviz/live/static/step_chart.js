@@ -8,18 +8,22 @@ import { drawMarks, markNear } from "./marks.js";
 import { Panel } from "./panel.js";
 import { axis, title } from "./theme.js";
 
+const STEP = "step";
+const THINNED = "step (older ones thinned, extremes kept)";
+
 export class StepChart extends Panel {
   constructor(card, page, kind) {
     super(card, page);
     this.kind = kind;
     this.axisNow = [[0, 20], [0, 1]];
+    this.stepTitle = STEP;
   }
 
   layout(theme) {
     const [x, y] = this.axisNow;
     return {
       dragmode: "zoom",
-      xaxis: axis(theme, { range: x, showgrid: false, nticks: 6, tickformat: ",d", title: title(theme, "step") }),
+      xaxis: axis(theme, { range: x, showgrid: false, nticks: 6, tickformat: ",d", title: title(theme, this.stepTitle) }),
       yaxis: axis(theme, { range: y, fixedrange: true, nticks: 5, tickformat: "~g", ...this.kind.yAxis?.(this.store) }),
     };
   }
@@ -62,6 +66,8 @@ export class StepChart extends Panel {
     const [x, y] = this.axisNow;
     if (x[0] !== p.range[0] || x[1] !== p.range[1]) change["xaxis.range"] = [...p.range];
     if (y[0] !== low || y[1] !== high) change["yaxis.range"] = [low, high];
+    const words = p.store.hasGaps(p.first, p.last) ? THINNED : STEP;
+    if (words !== this.stepTitle) change["xaxis.title.text"] = this.stepTitle = words;
     const { width, height } = this.axes.layout;
     if (width !== this.size[0] || height !== this.size[1]) [change.width, change.height] = this.size;
     const ticks = this.kind.yAxis?.(p.store)?.dtick;

@@ -1,7 +1,7 @@
 // What the browser remembers of a run: one growing typed array per column, one entry per step received.
 //
-// Steps ascend but need not be consecutive: the server thins a long catch-up, and a full store thins its older half,
-// so that the beginning of a long run stays visible, only coarser.
+// Steps ascend but need not be consecutive: the server thins a long catch-up, and a full store thins its older entries.
+// Both keep the highest and the lowest, so that a spike is seen however long ago it was.
 
 const MOST_STEPS = 4000;
 const MOST_BYTES = 48e6;
@@ -37,6 +37,7 @@ export class Store {
     this.layers = layers;
     this.experts = experts;
     this.count = 0;
+    this.stretch = 8; // steps of which the highest and the lowest are kept, where entries are thinned
     this.recipe = null;
     this.knobs = null;
     this.labels = new Map(); // settings version -> what changed, in words
@@ -132,17 +133,64 @@ export class Store {
     else this.smooth_loss[index] = Number.isFinite(before) ? before + share * (loss - before) : loss;
   }
 
-  // Keeps one of each pair of the older half, where possible the one with a held-out loss.
+  // Makes room. The newest entries stay; of the steps before them, a stretch at a time, stay those that `telling` names.
+  // Stretches are equally long, so that a picture of all steps is as fine at its beginning as later on.
   #thin() {
-    const half = Math.floor(this.count / 4) * 2;
-    let kept = 0;
-    for (let index = 0; index < this.count; ) {
-      const pair = index < half;
-      const second = pair && index > 0 && !Number.isFinite(this.eval_loss[index]);
-      this.#move(second && Number.isFinite(this.eval_loss[index + 1]) ? index + 1 : index, kept++);
-      index += pair ? 2 : 1;
+    const old = this.count - Math.floor(this.capacity / 4);
+    let kept = this.#telling(old);
+    while (kept.length > this.capacity / 2) {
+      this.stretch *= 2;
+      kept = this.#telling(old);
     }
-    this.count = kept;
+    let to = 0;
+    for (const index of kept) this.#move(index, to++);
+    for (const { width, data } of this.columns.values()) data.copyWithin(to * width, old * width, this.count * width);
+    this.count -= old - to;
+  }
+
+  // Of each stretch of steps among the first `count` entries: highest and lowest MaxVio and task loss, a held-out loss,
+  // and the first entry under changed settings.
+  #telling(count) {
+    const kept = [];
+    for (let from = 0; from < count; ) {
+      const end = (Math.floor(this.step[from] / this.stretch) + 1) * this.stretch;
+      let to = from + 1;
+      while (to < count && this.step[to] < end) to += 1;
+      kept.push(...this.#tellingIn(from, to));
+      from = to;
+    }
+    return kept;
+  }
+
+  #tellingIn(from, to) {
+    const kept = new Set();
+    for (const value of [(i) => this.#worstMaxVio(i), (i) => this.task_loss[i]]) {
+      let [low, high] = [from, from];
+      for (let i = from + 1; i < to; i++) {
+        if (value(i) < value(low) || Number.isNaN(value(low))) low = i;
+        if (value(i) > value(high) || Number.isNaN(value(high))) high = i;
+      }
+      kept.add(low).add(high);
+    }
+    let [heldOut, changed] = [-1, -1];
+    for (let i = from; i < to; i++) {
+      if (Number.isFinite(this.eval_loss[i])) heldOut = i;
+      if (changed < 0 && i > 0 && this.version[i] !== this.version[i - 1]) changed = i;
+    }
+    if (from === 0) kept.add(0); // where the picture begins
+    for (const index of [heldOut, changed]) if (index >= 0) kept.add(index);
+    return [...kept].sort((a, b) => a - b);
+  }
+
+  #worstMaxVio(index) {
+    let worst = -Infinity;
+    for (let layer = 0; layer < this.layers; layer++) worst = Math.max(worst, this.max_vio[index * this.layers + layer]);
+    return worst;
+  }
+
+  // Whether steps are missing between the entries from `first` to `last`.
+  hasGaps(first, last) {
+    return last > first && this.step[last] - this.step[first] > last - first;
   }
 
   #move(from, to) {
