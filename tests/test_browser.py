@@ -287,9 +287,10 @@ def test_identities_hold_on_every_preset_and_expert_choice_is_seen_to_fail_one(n
     assert chips(page) == {**dict.fromkeys(chips(page), True), "E5": None, "E6": None}, "no bias, no groups"
 
     for name, preset in PRESETS.items():
-        serial = look(page, "truth.serial")
         if page.get_by_role("combobox", name="Preset", exact=True).input_value() != preset.title:
             choose(page, "Preset", preset.title)
+            until(page, f"m.store.knobs.router === {preset.knobs.router!r}")
+            serial = look(page, "truth.serial")
             until(page, f"m.truth.serial > {serial} + 1")
         seen = chips(page)
         assert False not in (seen[chip] for chip in seen if chip != "E7"), (name, seen)
@@ -635,19 +636,18 @@ def test_slow_drawing_lowers_the_rate(new_page):
         """() => {
             const { clearRect } = CanvasRenderingContext2D.prototype
             CanvasRenderingContext2D.prototype.clearRect = function (...box) {
-                for (const end = performance.now() + 40; performance.now() < end; );
+                for (const end = performance.now() + 80; performance.now() < end; );
                 return clearRect.apply(this, box)
             }
         }"""
     )
     button(page, "Run").click()
-    until(page, "m.step > 10 && m.playing && m.drawMs > 150")
+    until(page, "m.step > 10 && m.playing && m.drawMs > 400")
     forget_pulls(page)
-    page.wait_for_timeout(4000)
+    page.wait_for_timeout(6000)
     pauses = np.diff(pulls(page))
     assert len(pauses) > 1
-    # Five charts take 200 ms a drawing; a few pulls bring nothing new to draw.
-    assert np.median(pauses) > 390
+    assert np.median(pauses) > 780, "five charts take 400 ms a drawing, and the browser rests as long"
 
 
 def notice(page):

@@ -132,7 +132,15 @@ def test_the_sign_rule_makes_small_numbers_of_biases():
     still = rows.copy()
     still["bias"] = 0
     both = [len(wire.deflate(wire.encode(these, {}))) for these in (rows, still)]
-    assert both[0] - both[1] < 20 * 16 / 2, "half a byte for each bias"
+    assert both[0] - both[1] < 100, "two bits for each of 320 biases, and where they stood"
+
+
+def test_biases_that_begin_anywhere_and_move_alike_stay_exact():
+    rows = make_rows(1, 16, 30)
+    rng = np.random.default_rng(1)
+    moves = np.vstack([rng.normal(size=16) / 10, rng.choice([-0.003, 0.003], (29, 16))])
+    rows["bias"] = moves.cumsum(0)[:, None]
+    assert_same(wire.decode(wire.encode(rows, {}))[1], rows)
 
 
 # At two updates a second, 20 and 50 steps a second are 10 and 25 rows a message.
