@@ -177,9 +177,9 @@ class History:
     # that it has from below, so that none comes twice. An extreme of the bucket is then in the newer part, all of which
     # it has, or in the older part, and then it had been picked.
     #
-    # `cut`, `clear` and `restore` take counts back, and then none of this holds. They raise `cuts` before and after,
-    # and a reader that saw it change begins again. One that falls into the middle altogether gets whole rows in order,
-    # but perhaps not all of them; so it need not wait for a writer that may have died there.
+    # `cut`, `clear` and `restore` take counts back, and then none of this holds. They raise `cuts` or `epoch` at their
+    # end, and a reader that saw it change begins again. One that is done before the end gets whole rows in order, since
+    # nothing was written yet, but perhaps not all of them; it need not wait for a writer that may have died there.
 
     bucket = BUCKET
 
@@ -228,11 +228,9 @@ class History:
     def clear(self) -> None:
         """Begin again: forget every row. Writer's side."""
         state = self._state
-        state[CUTS] += 1
         for place in range(COUNT, len(state)):  # each `count` before its `begin`, so that nothing comes into sight
             state[place] = 0
         state[EPOCH] += 1
-        state[CUTS] += 1
 
     def append(self, snapshot: Snapshot, version: int = 0) -> None:
         """Write one step, later than all before, and publish it. Writer's side."""
@@ -275,14 +273,12 @@ class History:
             begin, end = max(begin - shown, 0), begin
             parts.append((level, begin, end))
             self._write(level, begin, rows[begin:end])
-        self._state[CUTS] += 1
         for part in reversed(parts):  # from the oldest, so that a reader who comes now has no gap
             self._set(*part)
         self._state[CUTS] += 1
 
     def cut(self, step: int) -> None:
         """Forget all rows after `step`. Writer's side."""
-        self._state[CUTS] += 1
         for level in range(LEVELS):
             first, count = self._in_sight(level)
             steps = self._copy(level, first, count)["step"].astype(np.int64)
