@@ -108,6 +108,13 @@ class StandIn:
 
     async def serve(self, reader, writer):
         self.guests += 1
+        try:
+            await self.converse(reader, writer)
+        finally:
+            writer.close()
+            self.ends.append(asyncio.create_task(writer.wait_closed()))
+
+    async def converse(self, reader, writer):
         while head := await reader.readline():
             lines = [head]
             while lines[-1].strip():
@@ -117,8 +124,6 @@ class StandIn:
             self.asked.append(b"".join(lines).decode())
             if self.answer:
                 writer.write(self.answer(len(self.asked)))
-        writer.close()
-        self.ends.append(asyncio.create_task(writer.wait_closed()))
 
 
 def http(body, *headers):
