@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench live mutants recording clean
+.PHONY: help run test lint format bench live load soak mutants recording clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,13 @@ bench: $(VENV)/.dev ## measure side by side, print ratios and write benchmarks/R
 live: $(VENV)/.dev ## measure the live charts in a browser beside st.plotly_chart, and write benchmarks/LIVE.md
 	$(BIN)/python -m tests.install_chromium
 	$(BIN)/python -m benchmarks.live
+
+# `make load N=60`: another class. `$(BIN)/python -m benchmarks.load --help` lists more.
+load: $(VENV)/.dev ## let a class without browsers watch, print what it costs and write benchmarks/LOAD.md
+	$(BIN)/python -m benchmarks.load --visitors $(or $(N),30)
+
+soak: $(VENV)/.dev ## let a class work for ten minutes and check that all and everything is well afterwards
+	$(BIN)/python -m benchmarks.soak --visitors $(or $(N),30) --minutes $(or $(MINUTES),10)
 
 # Not part of `make test`, and its tool no part of what tests need. One thread, since a fork of a process with more may
 # wait forever and would count as noticed. ONLY='moeviz.capacity*' measures one file.

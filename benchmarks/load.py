@@ -12,9 +12,11 @@ import argparse
 import asyncio
 import os
 import platform
+import re
 import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -63,6 +65,16 @@ class Window:
     def speeds(self) -> list[float]:
         """Steps per second of each run."""
         return [one.steps / self.seconds for one in self.seen]
+
+    @property
+    def step_ms(self) -> float:
+        """Processor time of the workers per step, which hardly depends on what else the machine does."""
+        return 1e3 * self.cores.workers / max(sum(self.speeds), 1e-9)
+
+    @property
+    def others(self) -> float:
+        """Share of a core that neither server nor workers nor visitors used."""
+        return max(self.cores.machine - self.cores.server - self.cores.workers - self.client, 0.0)
 
     def per_visitor(self, what: str) -> float:
         """Of bytes or answers: each second, for each visitor."""
@@ -134,6 +146,7 @@ async def slow_down(server: Server) -> tuple[list[float], list[float]]:
         turns = {watched: await _turn(server, visitors[0], watched) for watched in order}
         speeds.append(turns[True][0] / turns[False][0])
         costs.append(turns[True][1] / turns[False][1])
+    await visitors[0].press("run_pause")  # else it trains on until it is missed
     await visitors[0].close()
     return speeds, costs
 
@@ -158,7 +171,7 @@ def waiting_and_cost(windows: list[Window]) -> Table:
     rows = []
     for window in windows:
         body, head = window.per_visitor("body_bytes"), window.per_visitor("head_bytes")
-        shares = (window.cores.server, window.cores.workers, window.client)
+        shares = (window.cores.server, window.cores.workers, window.client, window.others)
         rows.append(
             (
                 f"{window.visitors} × {window.rate:g}",
@@ -167,13 +180,17 @@ def waiting_and_cost(windows: list[Window]) -> Table:
                 f"{statistics.median(window.speeds):.1f}",
                 f"{body:.0f}",
                 f"{body + head:.0f}",
+                f"{window.step_ms:.1f}",
                 *(f"{100 * share:.0f} %" for share in shares),
                 str(len(window.dead)),
                 str(len(window.errors)),
             )
         )
-    columns += ("server", "workers", "client", "dead", "errors")
-    note = "Bytes per visitor and second; processor time as a share of one core; dead: nothing new for 5 s."
+    columns += ("CPU ms/step", "server", "workers", "client", "others", "dead", "errors")
+    note = (
+        "Bytes per visitor; processor time as a share of one core, others: whatever else the machine did; dead: "
+        "nothing new for 5 s."
+    )
     return Table("What visitors see and what it costs", columns, rows, note)
 
 
@@ -271,12 +288,12 @@ async def study(options: argparse.Namespace) -> list[str]:
 
 
 def complaints(windows: list[Window], visitors: list[Visitor], server: Server) -> list[str]:
-    """What went wrong, each kind once."""
+    """What went wrong, each kind once, whatever its numbers."""
     said = [f"dead: {reason}" for window in windows for reason in window.dead]
     said += [error for visitor in visitors for error in visitor.errors]
     said += ["a traceback in what the server printed"] if "Traceback" in server.printed else []
-    counts = {line: said.count(line) for line in dict.fromkeys(said)}
-    return ["\n".join(f"- {count} × {line}" for line, count in list(counts.items())[:20]) + "\n"] if counts else []
+    counts = Counter(re.sub(r"\d+", "…", line) for line in said)
+    return ["\n".join(f"- {count} × {line}" for line, count in counts.most_common(20)) + "\n"] if counts else []
 
 
 def write(parts: list[str]) -> None:

@@ -41,11 +41,13 @@ class Use:
     clock: float
     server: float
     workers: float
+    machine: float  # all processes of the machine, these among them
 
     def cores_since(self, before: Use) -> Use:
-        """Mean share of cores between two looks: 0.25 is a quarter of one core."""
+        """Mean share of cores between two looks: 0.25 is a quarter of one core. The clock then tells seconds."""
         seconds = self.clock - before.clock
-        return Use(seconds, (self.server - before.server) / seconds, (self.workers - before.workers) / seconds)
+        names = ("server", "workers", "machine")
+        return Use(seconds, *((getattr(self, name) - getattr(before, name)) / seconds for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Server:
         self.temporary.mkdir()
         self.remains: list[str] | None = None  # known once it is stopped
         self._log = folder / "log"
+        self._printed: str | None = None
         self._shared_before = _listing(SHARED)
         command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={self.port}"]
         with self._log.open("wb") as log:
@@ -97,8 +100,8 @@ class Server:
 
     @property
     def printed(self) -> str:
-        """What it has printed so far."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        """What it has printed so far; all of it once it is stopped."""
+        return self._log.read_text(encoding="utf-8", errors="replace") if self._printed is None else self._printed
 
     def family(self) -> list[int]:
         """All living processes that it started, itself first, also those that lost their parent."""
@@ -112,7 +115,7 @@ class Server:
 
     def use(self) -> Use:
         """Processor time so far."""
-        return Use(time.monotonic(), _seconds(self.pid), sum(map(_seconds, self.workers())))
+        return Use(time.monotonic(), _seconds(self.pid), sum(map(_seconds, self.workers())), _busy())
 
     def memory(self) -> Memory:
         """What server and workers hold now. Costs some 10 ms per process."""
@@ -142,6 +145,7 @@ class Server:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+        self._printed = self.printed
 
     def _remains(self) -> list[str]:
         processes = [f"process {process}: {_command(process)}" for process in self.family()]
@@ -228,6 +232,12 @@ def _session_and_state(process: int) -> tuple[int, bool]:
 def _seconds(process: int) -> float:
     fields = _stat(process)
     return (int(fields[11]) + int(fields[12])) / TICKS if fields else 0.0
+
+
+def _busy() -> float:
+    """Processor seconds of everybody since the machine started; idling and waiting for disks are no work."""
+    user, nice, system, _idle, _waiting, *interrupts = map(int, _text(PROC / "stat").split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + sum(interrupts)) / TICKS
 
 
 def _rollup(process: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ import json
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from typing import Any
@@ -99,7 +100,7 @@ class Line:
             async with asyncio.timeout(patience):
                 return await self._ask(path, method, body)
         except (OSError, EOFError, ValueError, zlib.error) as fault:  # TimeoutError is an OSError
-            self.close()
+            await self.close()
             raise Unanswered(f"{method} {path.partition('?')[0]}: {type(fault).__name__}") from fault
 
     async def _ask(self, path: str, method: str, body: bytes) -> Answer:
@@ -125,15 +126,17 @@ class Line:
             headers[name.lower()] = value.strip()
         raw = await _body(reader, headers)
         if headers.get("connection") == "close":
-            self.close()
+            await self.close()
         body = _plain(raw, headers.get("content-encoding", "identity"))
         return Answer(int(first.split()[1]), body, len(head), len(raw))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Hang up; the next request opens another connection."""
-        if self._streams is not None:
-            self._streams[1].close()
-        self._streams = None
+        streams, self._streams = self._streams, None
+        if streams is not None:
+            streams[1].close()
+            with suppress(OSError):
+                await streams[1].wait_closed()
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
@@ -256,7 +259,7 @@ class Visitor:
         if self.socket is not None:
             await self.socket.close()
             await asyncio.gather(self._reading, return_exceptions=True)
-        self.line.close()
+        await self.line.close()
         self._forget()
 
     async def press(self, key: str) -> None:

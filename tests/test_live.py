@@ -184,12 +184,15 @@ class FakeRun:
     def state(self):
         return types.SimpleNamespace(status="ready", message="", playing=self.playing, epoch=0, step=2)
 
-    def set_knobs(self, knobs):
+    def set_knobs(self, knobs, version=None):
+        if version not in (None, self.version):
+            return False
         check(self.recipe, knobs)
         if knobs != self.knobs:
             self.knobs, self.version = knobs, self.version + 1
             if self.trains:
                 self.history._rows["version"][2] = self.version
+        return True
 
     def records_since(self, epoch, step, limit=1 << 30):
         return self.history.since(step if epoch == self.history.epoch else -1, limit)

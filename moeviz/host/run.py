@@ -196,21 +196,27 @@ class Run:
         """The knob changes of this beginning after `version`: (version, what changed)."""
         return [(number, label) for number, label in self._labels if number > version]
 
-    def set_knobs(self, knobs: Knobs) -> None:
-        """Train with other knobs from the next step on.
+    def set_knobs(self, knobs: Knobs, version: int | None = None) -> bool:
+        """Train with other knobs from the next step on; if `version` is given, only while that is the newest.
+
+        Returns:
+            Whether they are in force.
 
         Raises:
             SettingsError: they do not fit the recipe; nothing changes.
         """
         with self._lock:
             self.touch()
+            if version not in (None, self._version):
+                return False
             if knobs == self._knobs:
-                return
+                return True
             config.check(self._recipe, knobs)
             label = "; ".join(config.describe_change(self._knobs, knobs))
             self._note(knobs)
             self._labels = (*self._labels[-MOST_VERSIONS:], (self._version, label))
             self._send("knobs", knobs, self._version)
+            return True
 
     def play(self, until: int | None = None) -> None:
         """Train, and pause after step `until` if given.

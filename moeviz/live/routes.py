@@ -186,16 +186,15 @@ def _turn_knobs(request: Request, host: Host, asked: Mapping[str, Any]) -> Respo
     if not isinstance(changes, dict) or not changes:
         raise Refused(400, 'Say which knobs to turn, as in {"version": 0, "knobs": {"u": 0.01}}.')
     run = _run_of(request, host)
-    version = run.version
     # Whoever moves a control also has the page's script run, which brings the same value and everything else that was
     # changed. So a request that comes late is not needed, and must not take a newer change back.
-    if known.version != version:
-        raise Refused(409, f"The settings have changed since version {known.version}; the page brings this change.")
     try:
-        run.set_knobs(replace(run.knobs, **{name: _knob(name, value) for name, value in changes.items()}))
+        turned = replace(run.knobs, **{name: _knob(name, value) for name, value in changes.items()})
+        if not run.set_knobs(turned, known.version):
+            raise Refused(409, f"The settings have changed since version {known.version}; the page brings this change.")
     except SettingsError as refusal:
         raise Refused(422, str(refusal)) from None
-    if run.version != version:
+    if run.version != known.version:
         _await_a_step_under(run, run.version)
     return _send_increment(request, run, known)
 

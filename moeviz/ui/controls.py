@@ -56,15 +56,20 @@ def _help(name: str) -> str:
 def _preset(knobs: Knobs) -> None:
     matching = presets.matching_preset(knobs) or CUSTOM
     options = [*presets.PRESETS, *([CUSTOM] if matching == CUSTOM else [])]
-    session.choose(preset_choice=matching)  # before the menu is drawn, so that it names what is really set
+    session.show_in_menu("preset_choice", matching)
     st.selectbox(
         "Preset",
         options,
         key="preset_choice",
         format_func=lambda name: "Custom" if name == CUSTOM else presets.PRESETS[name].title,
-        on_change=lambda: session.choose_preset(session.value("preset_choice")),
+        on_change=_choose_preset,
         help="Sets all controls below at once. Training goes on: press Reset to begin again.",
     )
+
+
+def _choose_preset() -> None:
+    if (name := session.chosen("preset_choice")) not in (None, CUSTOM):
+        session.choose_preset(name)
 
 
 def _gating() -> None:
@@ -83,7 +88,7 @@ def _gating() -> None:
 
 def _balancing(knobs: Knobs) -> None:
     options = [*BALANCING, *([CUSTOM] if knobs.balancing == CUSTOM else [])]
-    session.choose(balancing_choice=knobs.balancing)  # before the menu is drawn, so that it names what is really set
+    session.show_in_menu("balancing_choice", knobs.balancing)
     st.selectbox(
         "Balancing",
         options,
@@ -110,8 +115,8 @@ def _loss_in_the_open(knobs: Knobs) -> str | None:
 
 
 def _choose_balancing() -> None:
-    if session.value("balancing_choice") != CUSTOM:
-        session.choose_balancing(session.value("balancing_choice"))
+    if (name := session.chosen("balancing_choice")) not in (None, CUSTOM):
+        session.choose_balancing(name)
 
 
 def _alpha(loss: str) -> None:

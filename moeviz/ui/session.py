@@ -6,6 +6,7 @@ Streamlit fills. Settings are held here as well, because a control's value is fo
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from moeviz.ui.hosting import host
 
 KEY = "moeviz"
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
+STALE_SECONDS = 2.0  # a browser that is so late is slower than a hand that opens a menu and chooses
 USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
 
 
@@ -36,6 +38,7 @@ class Visitor:
     set_by_code: set[str] = field(default_factory=set)  # controls that a callback moved
     agreed: dict[str, Any] = field(default_factory=dict)  # settings as the tab and its run last had them
     offer: str = ""  # token of an earlier run of this browser
+    menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
 
 
 def visitor() -> Visitor:
@@ -199,6 +202,24 @@ def choose(**values: Any) -> None:
 def value(name: str) -> Any:
     """What a control holds."""
     return st.session_state[name]
+
+
+def show_in_menu(name: str, shown: Any) -> None:
+    """Have a menu name what is really set, before it is drawn."""
+    before = st.session_state.get(name)
+    if before != shown:
+        visitor().menus[name] = before, time.monotonic()
+    st.session_state[name] = shown
+
+
+def chosen(name: str) -> Any:
+    """What the visitor chose in such a menu; None where the browser only brings what the menu showed before.
+
+    It does so while it has not heard yet that the menu shows something else, as between two quick moves of a slider.
+    """
+    before, until = visitor().menus.get(name, (None, -STALE_SECONDS))
+    stale = st.session_state[name] == before and time.monotonic() - until < STALE_SECONDS
+    return None if stale else st.session_state[name]
 
 
 def say(sentence: str) -> None:
