@@ -1,7 +1,8 @@
-"""Does the app call anyone? The real server with a watch in each of its processes, used as a visitor would.
+"""Does the app call anyone, or write anywhere? The real server with a watch in each process, used as a visitor would.
 
-The watch is an audit hook: Python tells it of every connection, every name that is looked up and every program that is
-started, before it happens. It sees Python's own doors, not what a library in C might open by itself.
+The watch is an audit hook: Python tells it of every connection, every name that is looked up, every program that is
+started and every file that is written, before it happens. It sees Python's own doors, not what a library in C might
+open by itself.
 """
 
 from __future__ import annotations
@@ -33,8 +34,17 @@ def plain(argument):
         return {"family": argument.family.name, "type": argument.type.name}
     return argument if isinstance(argument, (str, int, tuple, list)) else repr(argument)
 
+WRITING = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate"}
+
+def writes(event, arguments):
+    if event == "open":
+        path, _, flags = arguments
+        return isinstance(path, str) and path != os.environ["MOEVIZ_WATCH"] and bool(
+            flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    return event in WRITING
+
 def watch(event, arguments):
-    if event in DOORS:
+    if event in DOORS or writes(event, arguments):
         caller = sys._getframe(1)
         asked = {"pid": os.getpid(), "event": event, "arguments": [plain(part) for part in arguments],
                  "caller": caller.f_globals.get("__name__", "?") + "." + caller.f_code.co_name}
@@ -54,13 +64,21 @@ def watched(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     log = tmp_path / "seen.jsonl"
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "MOEVIZ_WATCH": str(log)}
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"PYTHONPATH": path, "MOEVIZ_WATCH": str(log), "TMPDIR": str(tmp_path / "temporary")}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     return environment, lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def calls_outside(seen: list[dict]) -> list[dict]:
     """What asked for anything but this machine itself."""
-    return [asked for asked in seen if asked["event"] != "moeviz.watching" and not _stays_here(asked)]
+    calls = [asked for asked in seen if asked["event"] not in ("moeviz.watching", *WRITING)]
+    return [asked for asked in calls if not _stays_here(asked)]
+
+
+def written(seen: list[dict]) -> set[str]:
+    """Files and folders that were opened for writing, made or moved."""
+    return {os.path.abspath(asked["arguments"][0]) for asked in seen if asked["event"] in WRITING}
 
 
 def _stays_here(asked: dict) -> bool:
@@ -95,6 +113,8 @@ def watching(seen: list[dict], what: str) -> set[int]:
     """Processes whose watch is up and whose command line contains some words."""
     return {asked["pid"] for asked in seen if asked["event"] == "moeviz.watching" and what in str(asked["arguments"])}
 
+
+WRITING = ("open", "os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate")
 
 # No packet leaves: each of these fails, or has nothing to do, after it was audited.
 CALLS = {
@@ -176,5 +196,10 @@ def test_a_whole_visit_asks_nobody_but_this_machine(watched, browser, tmp_path):
         until(page, "m.step > 30")
         page.context.close()
     assert len(watching(seen(), "streamlit")) == 1
-    assert len(watching(seen(), "spawn_main")) == _usable_cores(), "every worker is watched"
+    assert len(watching(seen(), "spawn_main")) == _usable_cores() + 1, "every worker is watched, and the spare one"
     assert calls_outside(seen()) == []
+    folder = str(tmp_path / "temporary" / "moeviz-")
+    files = written(seen())
+    assert any(path.startswith(folder) and path.endswith(".weights.part") for path in files), "the watch sees workers"
+    assert {path for path in files if not path.startswith(folder)} - {os.devnull} == set()
+    assert list((tmp_path / "temporary").iterdir()) == [], "and nothing stays"

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 
 from moeviz import balance, metrics, presets, routing
 from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
-from moeviz.ui import fields, hosting, source
+from moeviz.ui import fields, hosting, session, source
 
 APP = str(Path(__file__).parents[1] / "app.py")
 
@@ -347,3 +347,18 @@ assert not at.exception
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+
+
+def test_a_browser_that_is_late_brings_no_preset_back(monkeypatch):
+    at = open_page(preset="loss_free")
+    at.select_slider(key="u").set_value(0.01).run()
+    assert at.selectbox(key="preset_choice").value == "custom"
+    # The next move is made before the browser hears of that: it brings the menu as it was.
+    at.selectbox(key="preset_choice").set_value("loss_free")
+    at.select_slider(key="u").set_value(0.02).run()
+    assert not at.exception
+    assert run_of(at).knobs.u == 0.02
+    assert at.selectbox(key="preset_choice").value == "custom"
+    monkeypatch.setattr(session, "STALE_SECONDS", 0.0)  # later, the same is a choice
+    at.selectbox(key="preset_choice").set_value("loss_free").run()
+    assert run_of(at).knobs == presets.preset("loss_free").knobs

@@ -617,3 +617,14 @@ def test_limits_come_from_the_environment() -> None:
     ]:
         with pytest.raises(SettingsError, match=words):
             Limits.from_environment({name: text})
+
+
+def test_a_server_with_impossible_limits_says_so_and_does_not_start() -> None:
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port=0", "--server.address=127.0.0.1"]
+    environment = {**os.environ, "MOEVIZ_MAX_RUNS": "many"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.strip().endswith(
+        "moeviz cannot start. MOEVIZ_MAX_RUNS=many is not a whole number. Correct it or leave it out."
+    )
+    assert "Traceback" not in ended.stdout + ended.stderr

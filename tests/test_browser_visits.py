@@ -1,0 +1,145 @@
+"""A visitor's run in a real browser: reloaded, left and found again, looked at by others, robbed of its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.test_browser import (  # noqa: F401 (fixtures)
+    SECOND,
+    address,
+    browser,
+    button,
+    free_port,
+    look,
+    new_page,
+    serving,
+    until,
+)
+
+pytestmark = pytest.mark.browser
+DRAWN = "m && m.drawn > 0 && !m.recorded && m.status === 'ready'"
+
+
+def running(page, step=30):
+    button(page, "Run").click()
+    until(page, f"m.step > {step} && m.playing")
+    return look(page, "token")
+
+
+def workers_of_this_process_tree():
+    """Worker processes of the servers that this test started."""
+    found, parents = [], {os.getpid()}
+    lines = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            lines.append((int(path.name), int((path / "stat").read_text().rpartition(")")[2].split()[1]), path))
+        except OSError:
+            continue
+    for _ in range(3):
+        parents |= {pid for pid, parent, _ in lines if parent in parents}
+    for pid, parent, path in lines:
+        if parent in parents and b"spawn_main" in (path / "cmdline").read_bytes():
+            found.append(pid)
+    return found
+
+
+def test_a_reload_and_the_back_button_find_the_run(new_page):  # noqa: F811
+    page = new_page("?seed=3")
+    token = running(page)
+    assert f"run={token}" in page.url
+    assert "seed=3" in page.url
+    page.reload()
+    until(page, f"{DRAWN} && m.step > 30 && m.playing")
+    assert look(page, "token") == token
+    assert look(page, "epoch") == 1
+    page.goto("about:blank")
+    page.go_back()
+    until(page, f"{DRAWN} && m.step > 30")
+    assert look(page, "token") == token
+    assert page.evaluate("history.length") <= 4, "the token adds no page to go back to"
+
+
+def test_an_address_without_the_run_is_offered_it(new_page, address):  # noqa: F811
+    page = new_page("?gating=softmax")
+    token = running(page)
+    page.goto(address)
+    until(page, "m && m.drawn > 0")
+    assert look(page, "token") != token
+    expect(page.get_by_text("Your earlier run")).to_be_visible()
+    button(page, "Take it up again").click()
+    until(page, f"m.token === '{token}' && m.step > 30")
+    expect(page.get_by_role("combobox", name="Gating", exact=True)).to_have_value("softmax")
+    expect(page.get_by_text("Your earlier run")).to_have_count(0)
+    assert f"run={token}" in page.url
+
+
+def test_another_browser_gets_the_settings_and_not_the_run(new_page):  # noqa: F811
+    page = new_page("?seed=4")
+    token = running(page)
+    other = new_page(f"?seed=4&run={token}")  # a context of its own: other cookies
+    until(other, "m.status === 'ready'")
+    assert look(other, "token") != token
+    assert look(other, "store.recipe.seed") == 4
+    expect(other.get_by_text("belongs to another browser")).to_be_visible()
+    asked = f"new URL(`../moeviz/run/{token}`, location.href.split('?')[0])"
+    assert other.evaluate(f"fetch({asked}).then(answer => answer.json())")["error"].startswith("This run belongs")
+
+
+def test_two_tabs_show_one_run_and_each_others_changes(new_page):  # noqa: F811
+    one = new_page("?bias_rule=sign&u=0.01")
+    token = running(one)
+    two = one.context.new_page()
+    two.set_default_timeout(60 * SECOND)
+    two.goto(one.url)
+    until(two, f"{DRAWN} && m.step > 30")
+    assert look(two, "token") == token
+    one.get_by_role("slider", name="Bias update speed u").focus()
+    one.keyboard.press("End")
+    until(two, "m.marks.some(mark => mark.label === 'u 0.01 → 0.1')")
+    expect(two.get_by_role("slider", name="Bias update speed u")).to_have_attribute("aria-valuetext", "0.1")
+    button(two, "Pause").click()
+    until(one, "!m.playing")
+    expect(button(one, "Run")).to_be_visible()
+    assert len(look(one, "marks")) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_a_page_whose_workers_were_killed_says_so_and_goes_on(browser):  # noqa: F811
+    page = browser.new_page()
+    with serving(free_port()) as address:
+        page.goto(address + "?speed=max")
+        until(page, "m && m.drawn > 0 && m.status === 'ready'")
+        running(page)
+        step = look(page, "step")
+        for pid in workers_of_this_process_tree():
+            os.kill(pid, signal.SIGKILL)
+        until(page, f"m.step > {step} + 200")
+        expect(page.get_by_text("The process that trained this run ended unexpectedly at step")).to_be_visible()
+        assert look(page, "epoch") == 1
+        steps = page.evaluate("Array.from(__moeviz.store.step.slice(0, __moeviz.store.count))")
+        assert steps == sorted(set(steps))
+        assert page.get_by_role("alert").count() == 0
+        page.context.close()
+
+
+def test_a_run_outlasts_its_server_where_a_folder_is_given(browser, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MOEVIZ_DATA", str(tmp_path))
+    port, page = free_port(), browser.new_page()
+    with serving(port) as address:
+        page.goto(address + "?bias_rule=sign&u=0.01&speed=max")
+        until(page, "m && m.drawn > 0 && m.status === 'ready'")
+        token = running(page, 300)
+        button(page, "Pause").click()
+        until(page, "!m.playing")
+        step, loss = look(page, "step"), look(page, "store.task_loss[window.__moeviz.store.count - 1]")
+    with serving(port):
+        until(page, f"m.token === '{token}' && m.epoch === 2 && m.status === 'ready' && m.step === {step}")
+        assert look(page, "store.task_loss[window.__moeviz.store.count - 1]") == loss
+        button(page, "Run").click()
+        until(page, f"m.step > {step} + 50 && m.playing")
+        page.context.close()
