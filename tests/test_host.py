@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import signal
@@ -663,6 +664,7 @@ def test_memory_of_past_beginnings_is_given_back(host: Host, new_run: Callable[.
     places = (os.getpid(), host.process_ids[0])
     run = new_run()
     run_to(run, 3)
+    gc.collect()  # a run of the test before may still wait for that
     before = [(blocks(pid), descriptors(pid)) for pid in places]
     for _ in range(30):
         run.reset()
