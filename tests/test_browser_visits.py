@@ -85,7 +85,7 @@ def test_another_browser_gets_the_settings_and_not_the_run(new_page):  # noqa: F
     until(other, "m.status === 'ready'")
     assert look(other, "token") != token
     assert look(other, "store.recipe.seed") == 4
-    expect(other.get_by_text("belongs to another browser")).to_be_visible()
+    expect(other.get_by_text("The run is your own.")).to_be_visible()
     asked = f"new URL(`../moeviz/run/{token}`, location.href.split('?')[0])"
     assert other.evaluate(f"fetch({asked}).then(answer => answer.json())")["error"].startswith("This run belongs")
 
@@ -111,8 +111,8 @@ def test_two_tabs_show_one_run_and_each_others_changes(new_page):  # noqa: F811
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_a_page_whose_workers_were_killed_says_so_and_goes_on(browser):  # noqa: F811
     page = browser.new_page()
-    with serving(free_port()) as address:
-        page.goto(address + "?speed=max")
+    with serving(free_port()) as place:
+        page.goto(place + "?speed=max")
         until(page, "m && m.drawn > 0 && m.status === 'ready'")
         running(page)
         step = look(page, "step")
@@ -130,8 +130,8 @@ def test_a_page_whose_workers_were_killed_says_so_and_goes_on(browser):  # noqa:
 def test_a_run_outlasts_its_server_where_a_folder_is_given(browser, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("MOEVIZ_DATA", str(tmp_path))
     port, page = free_port(), browser.new_page()
-    with serving(port) as address:
-        page.goto(address + "?bias_rule=sign&u=0.01&speed=max")
+    with serving(port) as place:
+        page.goto(place + "?bias_rule=sign&u=0.01&speed=max")
         until(page, "m && m.drawn > 0 && m.status === 'ready'")
         token = running(page, 300)
         button(page, "Pause").click()

@@ -53,6 +53,14 @@ def warnings(at: AppTest) -> str:
     return " ".join(warning.value for warning in at.warning)
 
 
+def whispers(at: AppTest) -> str:
+    return " ".join(toast.value for toast in at.toast)
+
+
+def offer(at: AppTest) -> str:
+    return " ".join(text.value for text in at.markdown if "earlier run" in text.value)
+
+
 def address_of(at: AppTest) -> dict[str, str]:
     return {name: text if isinstance(text, str) else text[0] for name, text in at.query_params.items()}
 
@@ -75,7 +83,7 @@ def test_a_reload_finds_the_run_and_its_settings(host: Host) -> None:
     assert again.select_slider(key="u").value == 0.01
     assert again.session_state["seed"] == 3
     assert not again.warning
-    assert not again.info
+    assert not offer(again)
     found = address_of(again)
     assert found["run"] == run.token
     assert (found["seed"], found["u"]) == ("3", "0.01")
@@ -107,7 +115,8 @@ def test_a_copied_address_gives_the_settings_and_not_the_run(host: Host) -> None
     mine = run_of(host, at)
     assert mine is not run
     assert (mine.knobs.gating, mine.recipe.seed) == ("softmax", 4)
-    assert "belongs to another browser" in warnings(at)
+    assert "The run is your own." in whispers(at)
+    assert not at.warning
     assert address_of(at).get("run") != run.token
     at.select_slider(key="learning_rate").set_value(0.01).run()
     at.button(key="reset").click().run()
@@ -117,7 +126,7 @@ def test_a_copied_address_gives_the_settings_and_not_the_run(host: Host) -> None
 
 def test_a_run_that_is_gone_is_said_and_its_settings_begin_anew(host: Host) -> None:
     at = open_page(run="x" * 5000, u="0.01", bias_rule="sign")
-    assert "is not kept any more" in warnings(at)
+    assert "is not kept any more" in whispers(at)
     assert run_of(host, at).knobs.u == 0.01
     assert "run" not in address_of(at)
 
@@ -128,7 +137,7 @@ def test_without_a_token_the_earlier_run_is_offered(host: Host) -> None:
     at = open_page()
     fresh = run_of(host, at)
     assert fresh is not run
-    assert [info.value for info in at.info] == ["Your earlier run is kept from 5 minutes ago, at step 1,234."]
+    assert offer(at) == ":material/history: Your earlier run is kept from 5 minutes ago, at step 1,234."
     at.button(key="take_up").click().run()
     assert not at.exception
     assert run_of(host, at) is run
@@ -136,16 +145,16 @@ def test_without_a_token_the_earlier_run_is_offered(host: Host) -> None:
     assert at.session_state["num_experts"] == 8
     assert (run.recipe.num_experts, run.state().epoch, run.state().step) == (8, 1, 1234)
     assert host.get(fresh.token) is None, "what nobody used does not stay"
-    assert not at.info
+    assert not offer(at)
 
 
 def test_an_offer_may_be_declined(host: Host) -> None:
     _, run = visited(host)
     at = open_page()
-    assert "is open in another tab" in at.info[0].value
+    assert "is open in another tab" in offer(at)
     fresh = run_of(host, at)
     at.button(key="decline").click().run()
-    assert not at.info
+    assert not offer(at)
     assert run_of(host, at) is fresh
     assert host.get(run.token) is run
 
@@ -153,9 +162,9 @@ def test_an_offer_may_be_declined(host: Host) -> None:
 def test_nobody_is_offered_what_belongs_to_another(host: Host) -> None:
     visited(host)
     BROWSER[0] = "another browser"
-    assert not open_page().info
+    assert not offer(open_page())
     BROWSER[0] = ""
-    assert not open_page().info
+    assert not offer(open_page())
 
 
 def test_an_offer_that_is_gone_is_said(host: Host) -> None:

@@ -71,8 +71,7 @@ def _arrive(token: str, asked: dict[str, str]) -> Visitor:
     if token:
         if (run := host().get(token)) and _is_mine(run):
             return _returned(run, asked)
-        whose = "belongs to another browser" if run else "is not kept any more"
-        notices.append(f"The run in the address {whose}. This is a new one with the same settings.")
+        _whisper("The run is your own." if run else "The run in the address is not kept any more: this is a new one.")
     try:
         host().check(recipe)
     except SettingsError as refusal:
@@ -81,6 +80,11 @@ def _arrive(token: str, asked: dict[str, str]) -> Visitor:
         notices.append(f"In the address: {refusal} The usual sizes are used.")
     earlier = host().runs_of(_browser()) if _browser() else []
     return Visitor(recipe, knobs, notices=notices, offer=earlier[0].token if earlier else "")
+
+
+def _whisper(news: str) -> None:
+    # Whoever opens a link that was shared meets this: no warning, and nothing to put away.
+    st.toast(f"These are the settings of the address. {news}", icon=":material/link:", duration="long")
 
 
 def _returned(run: Run, asked: dict[str, str]) -> Visitor:
@@ -257,8 +261,9 @@ def noticed() -> None:
 def run() -> Run:
     """The visitor's run, brought in line with their settings; made if there is none."""
     me = visitor()
+    # Whose it is was asked when the tab took it up: on a first visit the browser's name came after the page.
     run = host().get(me.token)
-    if run is None or not _is_mine(run):
+    if run is None:
         run = host().create(me.recipe, me.knobs, me.text)
         me.token = run.token
     elif run.recipe != me.recipe or me.stale_text:

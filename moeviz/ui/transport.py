@@ -70,9 +70,9 @@ def earlier() -> None:
     step, seconds = found
     where = "is open in another tab" if seconds < OPEN_SECONDS else f"is kept from {_ago(seconds)}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        st.info(f"Your earlier run {where}, at step {step:,}.", icon=":material/history:", width="stretch")
+        st.markdown(f":material/history: Your earlier run {where}, at step {step:,}.")
         st.button("Take it up again", key="take_up", on_click=session.take_up_earlier)
-        st.button("No, thanks", key="decline", on_click=session.decline_earlier)
+        st.button("No, thanks", key="decline", type="tertiary", on_click=session.decline_earlier)
 
 
 def _ago(seconds: float) -> str:
