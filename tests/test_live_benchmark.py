@@ -13,9 +13,9 @@ from moeviz.snapshot import History
 
 @pytest.fixture(scope="module")
 def rows():
-    recipe = Recipe(num_experts=4, d_model=8, d_expert=8, tokens_per_step=64)
+    recipe = Recipe(num_experts=5, d_model=8, d_expert=8, tokens_per_step=64)
     engine = Engine(recipe, Knobs())
-    history = History(1, 4, 100)
+    history = History(1, 5, 100)
     history.append(engine.observe())
     for step in range(30):
         changed = step >= 20
@@ -29,10 +29,10 @@ def test_the_figures_show_what_the_rows_hold(rows):
     assert list(kept.y + dropped.y) == list(rows["load"][-1, 0])
     assert np.array_equal(made["MaxVio"].data[2].y, rows["max_vio"][:, 0])
     assert np.array_equal(made["Task loss"].data[0].y, rows["task_loss"])
-    assert len(made["Selection bias"].data) == 4
+    assert len(made["Selection bias"].data) == 5
     last = [line.y[-1] for line in made["Selection bias"].data]
     assert np.allclose(last, rows["bias"][-1, 0] - rows["bias"][-1, 0].mean())
-    assert made["Load history"].data[0].z.shape == (4, 31)
+    assert made["Load history"].data[0].z.shape == (5, 31)
 
 
 def test_every_title_says_the_newest_step_and_settings_as_the_probe_reads_them(rows):
@@ -47,7 +47,7 @@ def test_a_change_of_settings_is_marked_on_the_charts_over_steps(rows):
 def test_thinned_rows_keep_equal_distances_where_they_are_drawn_by_distance(rows):
     thinned = rows[[0, 10, 20, 25, 30]]
     heat = figures(thinned)["Load history"].data[0]
-    assert (heat.x0, heat.dx, heat.z.shape) == (0, 10, (4, 4))
+    assert (heat.x0, heat.dx, heat.z.shape) == (0, 10, (5, 4))
 
 
 def test_what_is_written_by_hand_stays():
