@@ -17,8 +17,10 @@ transport.bar(run)
 state = run.state()
 live_charts(
     run.token,
+    visit=me.visit,
     known={"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch},
     direct=fields.STOPS,
+    key=session.CHARTS,
     on_changed=session.noticed,
 )
 

@@ -30,6 +30,7 @@ _mount = st.components.v2.component("moeviz_live", js=_LOADER, isolate_styles=Fa
 def live_charts(
     token: str,
     *,
+    visit: str,
     known: dict[str, Any],
     direct: Mapping[str, Sequence[float]] | None = None,
     key: str = "live",
@@ -41,6 +42,9 @@ def live_charts(
     When the run turns out to be otherwise (it reached its target and paused, another tab changed it, it was released),
     `on_changed` is called once and the script runs again; `result.changed` then holds {"status", "playing", "message"}.
 
+    `visit` names the session of the script. Where charts that are on a screen get another one, the server has forgotten
+    the page; `on_changed` is called, and `result.changed["before"]` is the token of the run they showed until then.
+
     `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
     browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
     """
@@ -48,6 +52,7 @@ def live_charts(
         "base": f"{prefix()}/live",
         "version": assets.VERSION,
         "token": token,
+        "visit": visit,
         "known": known,
         "recorded": "start.bin" in assets.static(),
         "direct": {name: list(values) for name, values in (direct or {}).items()},

@@ -6,6 +6,7 @@ Streamlit fills. Settings are held here as well, because a control's value is fo
 
 from __future__ import annotations
 
+import secrets
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from moeviz.ui import fields
 from moeviz.ui.hosting import host
 
 KEY = "moeviz"
+CHARTS = "live"  # key of the live charts
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
 STALE_SECONDS = 2.0  # a browser that is so late is slower than a hand that opens a menu and chooses
 USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
@@ -32,11 +34,13 @@ class Visitor:
     recipe: Recipe
     knobs: Knobs
     token: str = ""
+    visit: str = field(default_factory=lambda: secrets.token_hex(8))  # names this Streamlit session to its charts
     text: bytes | None = None
     stale_text: bool = False  # the run was built from another text
     notices: list[str] = field(default_factory=list)
     set_by_code: set[str] = field(default_factory=set)  # controls that a callback moved
     agreed: dict[str, Any] = field(default_factory=dict)  # settings as the tab and its run last had them
+    whisper: str = ""  # to be said once, in passing
     offer: str = ""  # token of an earlier run of this browser
     menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
 
@@ -68,10 +72,11 @@ def visitor() -> Visitor:
 
 def _arrive(token: str, asked: dict[str, str]) -> Visitor:
     recipe, knobs, notices = fields.from_link(asked)
+    whisper = ""
     if token:
         if (run := host().get(token)) and _is_mine(run):
             return _returned(run, asked)
-        _whisper("The run is your own." if run else "The run in the address is not kept any more: this is a new one.")
+        whisper = "The run is your own." if run else "The run in the address is not kept any more: this is a new one."
     try:
         host().check(recipe)
     except SettingsError as refusal:
@@ -79,12 +84,7 @@ def _arrive(token: str, asked: dict[str, str]) -> Visitor:
         knobs, _ = settle(recipe, knobs)
         notices.append(f"In the address: {refusal} The usual sizes are used.")
     earlier = host().runs_of(_browser()) if _browser() else []
-    return Visitor(recipe, knobs, notices=notices, offer=earlier[0].token if earlier else "")
-
-
-def _whisper(news: str) -> None:
-    # Whoever opens a link that was shared meets this: no warning, and nothing to put away.
-    st.toast(f"These are the settings of the address. {news}", icon=":material/link:", duration="long")
+    return Visitor(recipe, knobs, notices=notices, whisper=whisper, offer=earlier[0].token if earlier else "")
 
 
 def _returned(run: Run, asked: dict[str, str]) -> Visitor:
@@ -126,17 +126,23 @@ def decline_earlier() -> None:
 
 def take_up_earlier() -> None:
     """Leave this tab's run for the one offered, with the settings that one has."""
+    if not _take_up(visitor().offer):
+        visitor().notices.append("That run is not kept any more.")
+    visitor().offer = ""
+
+
+def _take_up(token: str) -> bool:
     me = visitor()
-    fresh, run = host().get(me.token), host().get(me.offer)
-    me.offer = ""
+    fresh, run = host().get(me.token), host().get(token)
     if run is None or not _is_mine(run):
-        me.notices.append("That run is not kept any more.")
-        return
+        return False
     if fresh is not None and fresh is not run and fresh.state().step == 0:
         fresh.close()
     me.token, me.recipe, me.knobs, me.text = run.token, run.recipe, run.knobs, run.text
     me.agreed = fields.values_of(run.recipe, run.knobs)
+    me.offer = me.whisper = ""
     choose(**me.agreed)
+    return True
 
 
 def take_controls() -> Visitor:
@@ -236,6 +242,12 @@ def notices() -> list[str]:
     return list(dict.fromkeys(visitor().notices))
 
 
+def whisper() -> str:
+    """What is worth a word in passing, once."""
+    said, visitor().whisper = visitor().whisper, ""
+    return said
+
+
 def forget_notices() -> None:
     """The visitor has read them."""
     visitor().notices.clear()
@@ -255,7 +267,13 @@ def use_text(text: bytes | None) -> None:
 
 
 def noticed() -> None:
-    """The charts saw that the run is not as the page has it; drawing the page again is all it takes."""
+    """The charts saw that the run is not as the page has it: mostly, drawing the page again is all it takes.
+
+    Where the server has forgotten the page, this is a new visit of it: the charts know which run they showed before.
+    """
+    shown_before = (st.session_state[CHARTS].get("changed") or {}).get("before")
+    if isinstance(shown_before, str):
+        _take_up(shown_before)
 
 
 def run() -> Run:

@@ -57,6 +57,9 @@ def bar(run: Run) -> None:
 
 def sentences() -> None:
     """Say what could not be done as asked, until it has been read."""
+    if said := session.whisper():
+        # Whoever opens a link that was shared meets this: no warning, and nothing to put away.
+        st.toast(f"These are the settings of the address. {said}", icon=":material/link:", duration="long")
     if notices := session.notices():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.warning("\n\n".join(notices), icon=":material/info:", width="stretch")

@@ -24,6 +24,7 @@ const RELEASED = "This run was released because nobody was watching it.";
 const SPEAK_MS = 2000; // charts in words: current, but calm
 const NUMBERS_MS = 5000; // age of the identities' numbers that nobody reads
 
+let lastVisit = null; // {visit, token} of the page's script
 const instances = new Map();
 const firstEpochs = new Map(); // by token; outlives a visit to another page
 
@@ -92,6 +93,7 @@ class Live {
     this.component = component;
     try {
       if (component.data.token !== this.token) this.#follow(component.data.token);
+      this.#rememberVisit(component.data);
       await this.ready;
       await this.#dress();
       this.pulling.start();
@@ -110,6 +112,15 @@ class Live {
     this.recording = null;
     this.asked = false;
     this.pulling.stop();
+  }
+
+  // A server that has forgotten this page begins a new visit, with a new run: say which run it was.
+  #rememberVisit({ visit, token }) {
+    const before = lastVisit;
+    lastVisit = { visit, token };
+    if (!before || before.visit === visit || before.token === token) return;
+    this.direct.hush();
+    this.component.setTriggerValue("changed", { before: before.token });
   }
 
   async #dress() {
