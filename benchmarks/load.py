@@ -63,8 +63,8 @@ class Window:
 
     @property
     def speeds(self) -> list[float]:
-        """Steps per second of each run."""
-        return [one.steps / self.seconds for one in self.seen]
+        """Steps per second of each run, up to the last that arrived: the pause before the end is no time to train."""
+        return [one.steps / max(one.until - one.since, self.seconds / 2) for one in self.seen]
 
     @property
     def step_ms(self) -> float:
@@ -94,24 +94,28 @@ async def come(server: Server, number: int, query: str, visitors: list[Visitor])
             await visitor.watch(1.0, 1)
         if visitor.step < TRAINING:
             visitor.errors.append(f"has come no further than step {visitor.step} in {STARTING:.0f} s")
+        training.append(visitor)
+        if len(training) == len(new):
+            done.set()
 
     async def go_on(visitor: Visitor) -> None:
         while not done.is_set():  # a run that nobody watches would be held
             await visitor.watch(1.0, 1)
 
+    async def begin_and_go_on(visitor: Visitor) -> None:
+        await begin(visitor)
+        await go_on(visitor)
+
+    training: list[Visitor] = []
     new = [Visitor(server.address, query) for _ in range(number - len(visitors))]
-    watching = asyncio.gather(*map(go_on, visitors))
-    await asyncio.gather(*map(begin, new))
-    done.set()
-    await watching
+    await asyncio.gather(*map(go_on, visitors), *map(begin_and_go_on, new))
     visitors += new
 
 
 async def measure(server: Server, visitors: list[Visitor], rate: float, seconds: float) -> Window:
     """Everybody watches for a while."""
-    for visitor in visitors:
-        # What was said before does not count here: a run that takes its time to be built is no dead page yet.
-        visitor.seen, visitor.dead = Seen(), ""
+    # What was said before does not count here: a run that takes its time to be built is no dead page yet.
+    await asyncio.gather(*(visitor.start_counting() for visitor in visitors))
     known = [len(visitor.errors) for visitor in visitors]
     use, client, began = server.use(), time.process_time(), time.monotonic()
     await asyncio.gather(*(_watch(one, place / len(visitors), seconds, rate) for place, one in enumerate(visitors)))
@@ -119,7 +123,7 @@ async def measure(server: Server, visitors: list[Visitor], rate: float, seconds:
     return Window(
         visitors=len(visitors),
         rate=rate,
-        seen=[visitor.seen for visitor in visitors],
+        seen=[visitor.take_figures() for visitor in visitors],
         seconds=took,
         cores=cores,
         client=(time.process_time() - client) / took,

@@ -63,8 +63,8 @@ class Class:
     async def work(self, seconds: float) -> None:
         """From the first page to the last click."""
         await come(self.server, self.number, "", self.visitors)
-        for visitor in self.visitors:
-            visitor.dead = ""  # a run that takes its time to be built among so many is no dead page
+        # A run that took its time to be built among so many is no dead page.
+        await asyncio.gather(*(visitor.start_counting() for visitor in self.visitors))
         began = time.monotonic()
         students = [asyncio.create_task(self._student(visitor, began + seconds)) for visitor in self.visitors]
         try:

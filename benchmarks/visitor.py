@@ -162,6 +162,8 @@ def _plain(body: bytes, encoding: str) -> bytes:
 class Seen:
     """What arrived since the figures were last set to zero."""
 
+    since: float = 0.0  # when counting began, and when the last step arrived
+    until: float = 0.0
     answers: int = 0
     steps: int = 0  # rows, and steps that the server left out because there were too many
     head_bytes: int = 0
@@ -380,6 +382,19 @@ class Visitor:
 
     # The charts
 
+    async def start_counting(self) -> None:
+        """Look once and set all figures to zero, so that nothing from before counts."""
+        await self.pull()
+        self.dead = ""
+        self._news, self._update = self.clock(), None
+        self.take_figures()
+
+    def take_figures(self) -> Seen:
+        """What was seen since the last call; what comes later is counted anew."""
+        seen, now = self.seen, self.clock()
+        self.seen = Seen(now, now)
+        return seen
+
     async def watch(self, seconds: float, rate: float) -> None:
         """Pull `rate` times a second at most; as in the browser no question before the last answer came."""
         end = self.clock() + seconds
@@ -434,7 +449,7 @@ class Visitor:
         if steps[0] <= self.step or (np.diff(steps) <= 0).any():
             self.errors.append(f"steps {steps.tolist()[:5]}... come twice or in disorder after step {self.step}")
         self.seen.steps += int(steps[-1]) - self.step
-        self.step = int(steps[-1])
+        self.step, self.seen.until = int(steps[-1]), now
         if self._update is not None and self.header["playing"]:
             self.seen.intervals.append(now - self._update)
         self._update = now if self.header["playing"] else None

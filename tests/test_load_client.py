@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks import soak
-from benchmarks.server import Memory, serving
+from benchmarks import load, soak
+from benchmarks.server import Memory, Use, serving
 from benchmarks.visitor import Cookies, Line, Visitor
 from moeviz.live import wire
 from moeviz.snapshot import record_dtype
@@ -247,6 +248,27 @@ def test_cookies_come_back_where_they_belong():
     assert "Content-Length: 2" in asked[3]
     cookies.take("seat=; Path=/moeviz; Max-Age=0")
     assert cookies.header("/moeviz/run/x") == "who=me"
+
+
+def test_a_window_counts_what_came_in_it_and_nothing_before_or_after():
+    nothing = SimpleNamespace(use=lambda: Use(time.monotonic(), 0, 0, 0), memory=lambda: Memory(1, 1, 1, 0))
+
+    async def visit():
+        async with StandIn(lambda number: http(increment(10 * number, 10 * number + 9))) as (address, _):
+            visitor = await follower(address, patience=SLOW)
+            await visitor.pull()
+            window = await load.measure(nothing, [visitor], rate=20, seconds=0.3)
+            await visitor.pull()
+            await visitor.line.close()
+            return visitor, window
+
+    visitor, window = asyncio.run(visit())
+    [seen] = window.seen
+    assert seen.answers >= 2
+    assert seen.steps == 10 * seen.answers
+    assert len(seen.intervals) == seen.answers - 1
+    assert visitor.step == 10 * (seen.answers + 3) + 9, "one before, one to begin with, one after"
+    assert visitor.seen.answers == 1
 
 
 def samples(*megabytes):
