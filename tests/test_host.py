@@ -370,6 +370,16 @@ def test_a_run_that_did_without_gets_no_credit() -> None:
     assert choose([rested, busy], now=10.0, clock=5.0) is busy
 
 
+def test_a_step_that_was_held_up_is_not_counted_whole() -> None:
+    one = job()
+    for clock, seconds, used in [(0.0, 0.004, 0.004), (1.0, 0.004, 1.004), (2.0, 0.3, 2.012), (3.0, 0.3, 3.015)]:
+        one.charge(clock, seconds)
+        assert one.used == pytest.approx(used)
+    for _ in range(60):
+        one.charge(0.0, 0.3)
+    assert one.used == pytest.approx(0.3), "steps that became dearer for good are"
+
+
 def test_lost_time_is_not_made_up_for_in_a_burst() -> None:
     late = job(period=0.1, due=1.0)
     late.schedule(start=1.02)
@@ -630,7 +640,7 @@ def test_an_unwatched_run_is_held_then_released() -> None:
         assert run.state().playing is True
         step = run.state().step
         wait_until(lambda: watched_beyond(step + 5), 1.0)
-        wait_until(lambda: host.get(run.token) is None)
+        wait_until(lambda: run.token not in host._runs)
         assert run.state().status == "lost"
         assert run.state().playing is False
         run.play()

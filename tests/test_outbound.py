@@ -39,7 +39,7 @@ WRITING = {"os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate"}
 def writes(event, arguments):
     if event == "open":
         path, _, flags = arguments
-        return isinstance(path, str) and path != os.environ["MOEVIZ_WATCH"] and bool(
+        return isinstance(path, str) and path != os.environ["WATCH_LOG"] and bool(
             flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
     return event in WRITING
 
@@ -49,7 +49,7 @@ def watch(event, arguments):
         asked = {"pid": os.getpid(), "event": event, "arguments": [plain(part) for part in arguments],
                  "caller": caller.f_globals.get("__name__", "?") + "." + caller.f_code.co_name}
         line = json.dumps(asked, default=repr) + "\\n"
-        log = os.open(os.environ["MOEVIZ_WATCH"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        log = os.open(os.environ["WATCH_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(log, line.encode())
         os.close(log)
 
@@ -65,7 +65,7 @@ def watched(tmp_path):
     log = tmp_path / "seen.jsonl"
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"PYTHONPATH": path, "MOEVIZ_WATCH": str(log), "TMPDIR": str(tmp_path / "temporary")}
+    environment = os.environ | {"PYTHONPATH": path, "WATCH_LOG": str(log), "TMPDIR": str(tmp_path / "temporary")}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
     return environment, lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 

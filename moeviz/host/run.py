@@ -12,6 +12,7 @@ the newest state to another one, which goes on from there. Where the server has 
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import threading
 import time
@@ -332,6 +333,10 @@ class Run:
         """Give the run up for good: it trains no further, `Host.get` no longer finds it, its files go."""
         self._leave(keep=False)
         self._host.vault.forget(self.token)
+
+    def abandon(self) -> None:
+        """Nobody will look at it again: it is put aside soon. (At once would answer a pull under way with an error.)"""
+        self._touched = -math.inf
 
     def put_aside(self) -> None:
         """Free its memory and its place. `Host.get` takes it up again, as another `Run`, if it could be saved."""

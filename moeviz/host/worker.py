@@ -36,6 +36,7 @@ from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host.block import Block, block_size, receive
 
 NICENESS = 5  # pages answer first
+HELD_UP = 3  # times as long as usual
 SAVE_AFTER = 0.2  # seconds of training: what a lost process costs at most, per run
 FROM_START = "Restart begins again from step 0."
 SAVE_SHARE = 50  # and at least this many times what saving takes: 2 % of the time
@@ -84,6 +85,7 @@ class Job:
     told_truth: Any = None  # the engine's identities that were published last
     due: float = field(default_factory=time.monotonic)
     used: float = 0.0  # training time so far, moved up to the worker's clock whenever the run did without
+    usual: float = 0.0  # seconds that a step takes as a rule
     unsaved: float = 0.0  # training time since its state was saved
     save_cost: float = 0.0  # seconds that saving took last
 
@@ -123,6 +125,14 @@ class Job:
     def schedule(self, start: float) -> None:
         """Fix when the next step is due, on a regular beat; time that was lost is not made up for in a burst."""
         self.due = self.due + self.period if self.due + self.period > start else start + self.period
+
+    def charge(self, clock: float, seconds: float) -> None:
+        """Count the time of a step. One that another program held up is not counted whole: its run had nothing of it,
+        and would wait for all others to have as much."""
+        if self.usual:
+            seconds = min(seconds, HELD_UP * self.usual)
+        self.usual += (seconds - self.usual) / (8 if self.usual else 1)
+        self.used = clock + seconds
 
     def fail(self, message: str, keep_engine: bool = False) -> None:
         """Stop this run, and only this one, keeping its history, and if asked its engine, so that it can go on."""
@@ -330,7 +340,7 @@ class Worker:
             if job.target is not None:
                 job.stop_at_target()
         seconds = time.monotonic() - start
-        job.used = self.clock + seconds
+        job.charge(self.clock, seconds)
         job.unsaved += seconds
 
 

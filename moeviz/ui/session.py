@@ -137,7 +137,7 @@ def _take_up(token: str) -> bool:
     if run is None or not _is_mine(run):
         return False
     if fresh is not None and fresh is not run and fresh.state().step == 0:
-        fresh.close()
+        fresh.abandon()
     me.token, me.recipe, me.knobs, me.text = run.token, run.recipe, run.knobs, run.text
     me.agreed = fields.values_of(run.recipe, run.knobs)
     me.offer = me.whisper = ""
