@@ -21,6 +21,7 @@ import pytest
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.engine import Engine
 from moeviz.host import Host, Limits, Run
+from moeviz.host import host as hosts
 from moeviz.host import vault as vaults
 from moeviz.host.run import LOST, MOST_DEATHS
 from moeviz.host.vault import Saved, Vault
@@ -69,7 +70,8 @@ def same_steps(one: np.ndarray, two: np.ndarray) -> bool:
 # A worker dies
 
 
-def test_a_killed_worker_takes_no_run_along() -> None:
+def test_a_killed_worker_takes_no_run_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "SPARE_AFTER", 0.0)
     with hosting(2) as host:
         runs = [host.create(Recipe(seed=seed), STEADY) for seed in range(10)]
         for run in runs:

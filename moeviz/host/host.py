@@ -26,6 +26,7 @@ from moeviz.host.process import WorkerProcess
 from moeviz.host.run import Run, fingerprint
 from moeviz.host.vault import Vault
 
+SPARE_AFTER = 5.0  # seconds after the others: a start takes a core from whoever opens the first page
 TICK = 1.0  # seconds between two looks at who is gone
 SWEEP_EVERY = 3600.0
 
@@ -66,6 +67,7 @@ class Host:
         self._assigned: dict[str, WorkerProcess] = {}
         self._admitted: dict[str, Share] = {}
         self._waiting: dict[str, Run] = {}  # in the order they came
+        self._started = 0.0
         self._closing = threading.Event()
         self._wake, self._woken = Pipe()
         self._keeper = threading.Thread(target=self._keep_order, name="moeviz-keeper", daemon=True)
@@ -229,6 +231,8 @@ class Host:
             living.append(self._spare)
             self._spare = None
         missing = self._num_workers - len(living)
+        if missing:
+            self._started = time.monotonic()
         self._workers = living + [WorkerProcess(self._engine) for _ in range(missing)]
 
     def _keep_order(self) -> None:
@@ -255,7 +259,7 @@ class Host:
             ]
             if lost or not all(worker.alive for worker in self._workers):
                 self._start()
-            elif self._spare is None and all(worker.devices for worker in self._workers):
+            elif self._spare is None and time.monotonic() - self._started > SPARE_AFTER:
                 # The next to take over, with torch in its memory already: a start takes seconds, a class waits.
                 self._spare = WorkerProcess(self._engine)
         for run in lost:

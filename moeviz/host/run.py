@@ -179,7 +179,7 @@ class Run:
     def records_since(self, epoch: int, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
         """The current epoch and its rows after `step`, oldest first; all its rows if `epoch` is another one.
 
-        More than `limit` rows are thinned to every n-th, the newest always among them. The rows are copies of
+        More than `limit` rows are thinned, extremes and the newest kept (`snapshot.thinned`). The rows are copies of
         `snapshot.record_dtype`.
         """
         block = self._asked.block
