@@ -93,7 +93,7 @@ def new_page(browser, address, request):
             lambda asked: faults.append(f"asked {asked.url}") if _elsewhere(asked.url, address) else None,
         )
         page.goto(address + query)
-        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0")
+        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0 && window.__moeviz.complete")
         pages.append(page)
         return page
 
@@ -140,7 +140,7 @@ def choose(page, label, option):
 
 def bars(page):
     """The loads as the bar chart draws them."""
-    return page.evaluate("document.querySelector('.js-plotly-plot').data.filter(t => t.type === 'bar')[0].y.join()")
+    return look(page, "bars.join()")
 
 
 def max_vio(page):
