@@ -593,7 +593,9 @@ def _milestones(requests: list[tuple[str, float, float, int]]) -> dict[str, floa
 
 def _waterfall(starts: list[dict[str, float]]) -> Table:
     """Medians of when things had happened, in their order."""
-    common = [name for name in starts[0] if all(name in one for one in starts)]  # what the chart did not wait for is not
+    common = [
+        name for name in starts[0] if all(name in one for one in starts)
+    ]  # what the chart did not wait for is not
     medians = {name: statistics.median(one[name] for one in starts) for name in common}
     order, before, rows = sorted(medians, key=medians.get), 0.0, []
     for name in order:

@@ -179,6 +179,74 @@ def test_collapse_and_recovery_by_hand(new_page):
     assert look(page, "lastError") == ""
 
 
+def painted_heights(page):
+    """Height of each expert's bar in pixels, counted on the canvas by the colours of bars, and the top of the axis."""
+    return page.evaluate(
+        """() => {
+            const colors = [[159, 191, 223], [31, 85, 150]]
+            const plot = document.querySelector("[data-chart=load] .plot")
+            const canvas = plot.querySelector("canvas")
+            const { width, height, data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
+            const of = (x, y) => data.slice(4 * (y * width + x), 4 * (y * width + x) + 3).join()
+            const { _size: size } = plot.querySelector(".js-plotly-plot")._fullLayout
+            const experts = window.__moeviz.store.experts
+            const bottom = size.t + size.h
+            return {
+                box: size.h,
+                top: plot.querySelector(".js-plotly-plot").layout.yaxis.range[1],
+                heights: Array.from({ length: experts }, (_, e) => {
+                    const x = Math.floor(size.l + ((e + 0.5) * size.w) / experts)
+                    let top = bottom
+                    for (let y = bottom - 1; y >= size.t; y--) if (colors.some((c) => c.join() === of(x, y))) top = y
+                    return bottom - top
+                }),
+            }
+        }"""
+    )
+
+
+def test_bars_are_as_high_as_the_loads_that_experts_keep(new_page):
+    page = new_page("?token_dropping=expert&capacity_factor=2", color_scheme="light")
+    button(page, "Run").click()
+    until(page, "m.step > 30")
+    button(page, "Pause").click()
+    until(page, "!m.playing")
+    settle(page)
+    seen, experts = painted_heights(page), look(page, "store.experts")
+    newest = "window.__moeviz.store.count - 1"
+    kept = page.evaluate(
+        f"[...window.__moeviz.store.kept_load.slice(({newest}) * {experts}, ({newest} + 1) * {experts})]"
+    )
+    load = page.evaluate(f"[...window.__moeviz.store.load.slice(({newest}) * {experts}, ({newest} + 1) * {experts})]")
+    assert look(page, "bars") == kept
+    assert max(load) > max(kept), "some are dropped, and hatched above the bar"
+    for height, tokens in zip(seen["heights"], kept, strict=True):
+        assert abs(height - tokens / seen["top"] * seen["box"]) <= 2
+
+
+def test_data_is_painted_before_plotly_comes_and_stays_where_it_is(browser, address):
+    page = browser.new_page()
+    held = []
+    page.route("**/plotly.min.js*", lambda route: held.append(route))
+    page.goto(address)
+    until(page, "m && m.drawn > 0 && (m.recorded || m.store.count)")
+    page.wait_for_timeout(1000)
+    canvas = page.locator("[data-chart=loss] canvas")
+    painted = (
+        "c => [c.width, c.height, c.getContext('2d').getImageData(60, 20, c.width - 80, c.height - 60).data.join()]"
+    )
+    before = canvas.evaluate(painted)
+    assert set(before[2].split(",")) != {"0"}
+    assert not look(page, "complete")
+    assert held, "it was asked for"
+    for route in held:
+        route.continue_()
+    page.unroute_all(behavior="ignoreErrors")
+    until(page, "m.complete && m.recorded")
+    assert canvas.evaluate(painted) == before
+    page.context.close()
+
+
 def test_keys_run_step_and_pause(new_page):
     page = new_page()
     until(page, "m.status === 'ready'")
