@@ -133,7 +133,7 @@ class Live {
     const { base, version } = this.component.data;
     if (!this.shared.Plotly) await this.#firstPicture();
     this.shared.Plotly = await loadPlotly(`${base}/../plotly.min.js?v=${version}`);
-    if (this.dressedAs === this.wornAs) return;
+    if (this.dressedAs === this.wornAs || !this.frame.root.isConnected) return;
     this.dressedAs = this.wornAs;
     for (const panel of this.panels) await panel.dress();
     this.changed();
