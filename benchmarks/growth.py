@@ -16,7 +16,8 @@ from benchmarks.step import steps
 from moeviz.config import Knobs, Recipe
 from moeviz.engine import EVAL_EVERY, Engine
 from moeviz.host.block import ring_capacity
-from moeviz.live.routes import encode_increment
+from moeviz.live.routes import Known, encode_increment
+from moeviz.live.wire import deflate
 from moeviz.snapshot import History, Snapshot
 
 BIAS = Knobs(bias_rule="sign")
@@ -89,5 +90,5 @@ def _answer(history: History, recipe: Recipe, after: int) -> bytes:
         knobs=BIAS,
         truth=lambda: (0, []),
     )
-    known = 0 if after >= 0 else -1  # epoch and settings
-    return encode_increment(run, known, after, known)
+    known = Known(epoch=0, after=after, version=0) if after >= 0 else Known()
+    return deflate(encode_increment(run, known))

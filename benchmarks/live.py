@@ -577,23 +577,26 @@ def _milestones(requests: list[tuple[str, float, float, int]]) -> dict[str, floa
     begins = [start for name, start, _, _ in requests if "/moeviz/live/main.js" in name]
     if not begins:
         return {}
-    of_plotly = [(start, end) for name, start, end, _ in requests if "plotly.min.js" in name]
-    return {
+    seen = {
         "Streamlit's files are there": max(
             end for name, start, end, _ in requests if "/moeviz/" not in name and start < begins[0]
         ),
         "script has run: our modules are asked for": begins[0],
         "our modules are there": max(end for name, _, end, _ in requests if "/moeviz/live/" in name and ".js" in name),
-        "Plotly.js is asked for": of_plotly[0][0],
-        "Plotly.js is there": of_plotly[0][1],
-        "first answer of the run": min(ends("/moeviz/run/"), default=float("nan")),
-        "recorded start is there": min(ends("start.bin"), default=float("nan")),
+        "styles are there": min(ends("style.css"), default=None),
+        "Plotly.js is there": min(ends("plotly.min.js"), default=None),
+        "first answer of the run": min(ends("/moeviz/run/"), default=None),
+        "recorded start is there": min(ends("start.bin"), default=None),
     }
+    return {name: at for name, at in seen.items() if at is not None}
 
 
 def _waterfall(starts: list[dict[str, float]]) -> Table:
     """Medians of when things had happened, in their order."""
-    medians = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
+    common = [
+        name for name in starts[0] if all(name in one for one in starts)
+    ]  # what the chart did not wait for is not
+    medians = {name: statistics.median(one[name] for one in starts) for name in common}
     order, before, rows = sorted(medians, key=medians.get), 0.0, []
     for name in order:
         rows.append((name, number(medians[name]), f"+{medians[name] - before:.0f}"))

@@ -93,7 +93,7 @@ def new_page(browser, address, request):
             lambda asked: faults.append(f"asked {asked.url}") if _elsewhere(asked.url, address) else None,
         )
         page.goto(address + query)
-        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0")
+        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0 && window.__moeviz.complete")
         pages.append(page)
         return page
 
@@ -140,7 +140,7 @@ def choose(page, label, option):
 
 def bars(page):
     """The loads as the bar chart draws them."""
-    return page.evaluate("document.querySelector('.js-plotly-plot').data.filter(t => t.type === 'bar')[0].y.join()")
+    return look(page, "bars.join()")
 
 
 def max_vio(page):
@@ -177,6 +177,74 @@ def test_collapse_and_recovery_by_hand(new_page):
     button(page, "Reset").click()
     until(page, "m.step === 0 && m.marks.length === 0")
     assert look(page, "lastError") == ""
+
+
+def painted_heights(page):
+    """Height of each expert's bar in pixels, counted on the canvas by the colours of bars, and the top of the axis."""
+    return page.evaluate(
+        """() => {
+            const colors = [[159, 191, 223], [31, 85, 150]]
+            const plot = document.querySelector("[data-chart=load] .plot")
+            const canvas = plot.querySelector("canvas")
+            const { width, height, data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height)
+            const of = (x, y) => data.slice(4 * (y * width + x), 4 * (y * width + x) + 3).join()
+            const { _size: size } = plot.querySelector(".js-plotly-plot")._fullLayout
+            const experts = window.__moeviz.store.experts
+            const bottom = size.t + size.h
+            return {
+                box: size.h,
+                top: plot.querySelector(".js-plotly-plot").layout.yaxis.range[1],
+                heights: Array.from({ length: experts }, (_, e) => {
+                    const x = Math.floor(size.l + ((e + 0.5) * size.w) / experts)
+                    let top = bottom
+                    for (let y = bottom - 1; y >= size.t; y--) if (colors.some((c) => c.join() === of(x, y))) top = y
+                    return bottom - top
+                }),
+            }
+        }"""
+    )
+
+
+def test_bars_are_as_high_as_the_loads_that_experts_keep(new_page):
+    page = new_page("?token_dropping=expert&capacity_factor=2", color_scheme="light")
+    button(page, "Run").click()
+    until(page, "m.step > 30")
+    button(page, "Pause").click()
+    until(page, "!m.playing")
+    settle(page)
+    seen, experts = painted_heights(page), look(page, "store.experts")
+    newest = "window.__moeviz.store.count - 1"
+    kept = page.evaluate(
+        f"[...window.__moeviz.store.kept_load.slice(({newest}) * {experts}, ({newest} + 1) * {experts})]"
+    )
+    load = page.evaluate(f"[...window.__moeviz.store.load.slice(({newest}) * {experts}, ({newest} + 1) * {experts})]")
+    assert look(page, "bars") == kept
+    assert max(load) > max(kept), "some are dropped, and hatched above the bar"
+    for height, tokens in zip(seen["heights"], kept, strict=True):
+        assert abs(height - tokens / seen["top"] * seen["box"]) <= 2
+
+
+def test_data_is_painted_before_plotly_comes_and_stays_where_it_is(browser, address):
+    page = browser.new_page()
+    held = []
+    page.route("**/plotly.min.js*", lambda route: held.append(route))
+    page.goto(address)
+    until(page, "m && m.drawn > 0 && (m.recorded || m.store.count)")
+    page.wait_for_timeout(1000)
+    canvas = page.locator("[data-chart=loss] canvas")
+    painted = (
+        "c => [c.width, c.height, c.getContext('2d').getImageData(60, 20, c.width - 80, c.height - 60).data.join()]"
+    )
+    before = canvas.evaluate(painted)
+    assert set(before[2].split(",")) != {"0"}
+    assert not look(page, "complete")
+    assert held, "it was asked for"
+    for route in held:
+        route.continue_()
+    page.unroute_all(behavior="ignoreErrors")
+    until(page, "m.complete && m.recorded")
+    assert canvas.evaluate(painted) == before
+    page.context.close()
 
 
 def test_keys_run_step_and_pause(new_page):
@@ -233,13 +301,18 @@ def test_an_address_of_nonsense_is_answered_and_the_page_runs(new_page):
     until(page, "m.step > 20 && m.store.experts === 10")
 
 
+def settings_in(search):
+    return re.sub(r"[?&]run=[^&]*", "", search)
+
+
 def test_a_shared_address_opens_the_same_settings(new_page):
     page = new_page("?preset=deepseek_v2")
     link = page.evaluate("location.search")
     assert "gating=softmax" in link
     other = new_page(link)
     expect(other.get_by_role("combobox", name="Preset", exact=True)).to_have_value("DeepSeek-V2 style")
-    assert other.evaluate("location.search") == link
+    # The run itself is the first browser's.
+    assert settings_in(other.evaluate("location.search")) == settings_in(link)
 
 
 def test_the_formulas_page_and_back_leaves_the_run(new_page):
@@ -407,11 +480,13 @@ def test_the_browser_reads_a_message_as_python_does(new_page):
 def test_the_server_deflates_a_message_once(new_page, address):
     page = new_page()
     token = look(page, "token")
-    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers={"Accept-Encoding": "gzip, deflate, br"})
+    mine = {"Cookie": "; ".join(f"{one['name']}={one['value']}" for one in page.context.cookies())}
+    headers = {"Accept-Encoding": "gzip, deflate, br"} | mine
+    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers=headers)
     with urllib.request.urlopen(asked) as answer:
         assert answer.headers.get_all("Content-Encoding") == ["deflate"]
         assert wire.decode(zlib.decompress(answer.read()))[0]["n"] >= 1
-    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers={"Accept-Encoding": "gzip"})
+    asked = urllib.request.Request(f"{address}moeviz/run/{token}", headers={"Accept-Encoding": "gzip"} | mine)
     with urllib.request.urlopen(asked) as answer:
         assert answer.headers.get_all("Content-Encoding") == ["identity"]
         assert wire.decode(answer.read())[0]["n"] >= 1

@@ -20,10 +20,12 @@ export function biasChart() {
     id: "bias",
     keys: [{ look: "map", text: "one line per expert, dark to light: first to last" }],
     extent(p) {
+      const { bias, experts, count } = p.store;
       let [low, high] = [Infinity, -Infinity];
-      for (let i = p.first; i <= p.last && p.store.count; i++) {
-        for (let e = 0; e < p.store.experts; e++) {
-          const value = biasOf(p, i, e);
+      for (let i = p.first; i <= p.last && count; i++) {
+        const [start, mean] = [p.store.row(i, p.layer), meanOf(p, i)];
+        for (let k = start; k < start + experts; k++) {
+          const value = bias[k] - mean;
           if (value < low) low = value;
           if (value > high) high = value;
         }

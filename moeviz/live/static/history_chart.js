@@ -17,7 +17,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, i) => {
 });
 
 export function historyChart() {
-  const sheet = document.createElement("canvas");
+  const sheet = { canvas: document.createElement("canvas"), picture: null };
   return {
     id: "history",
     keys: [{ text: "0 = dead" }, { look: "low", text: "1 = balanced" }, { look: "high", text: "≥ 4" }],
@@ -26,7 +26,7 @@ export function historyChart() {
     paint(p) {
       paintSheet(p, sheet);
       p.ctx.imageSmoothingEnabled = p.store.experts > p.box.height;
-      p.ctx.drawImage(sheet, p.box.left, p.box.top, p.box.width, p.box.height);
+      p.ctx.drawImage(sheet.canvas, p.box.left, p.box.top, p.box.width, p.box.height);
       drawGroups(p);
       for (const e of new Set([p.hoverExpert, p.view.expert])) if (e >= 0 && e < p.store.experts) frameRow(p, e);
     },
@@ -59,10 +59,7 @@ function paintSheet(p, sheet) {
   const { store, layer } = p;
   const { experts } = store;
   const width = Math.max(1, Math.round(p.box.width));
-  if (sheet.width !== width || sheet.height !== experts) Object.assign(sheet, { width, height: experts });
-  const ctx = sheet.getContext("2d");
-  const picture = ctx.createImageData(width, experts);
-  const pixels = new Uint32Array(picture.data.buffer);
+  const { picture, pixels } = blank(sheet, width, experts);
   const perStep = width / (p.range[1] - p.range[0]);
   const sums = new Float32Array(experts);
   let index = p.first;
@@ -77,7 +74,17 @@ function paintSheet(p, sheet) {
     for (let e = 0; e < experts; e++) pixels[e * width + x] = TABLE[tone(sums[e])];
     index = next;
   }
-  ctx.putImageData(picture, 0, 0);
+  sheet.canvas.getContext("2d").putImageData(picture, 0, 0);
+}
+
+// An empty picture; the last one is used again where it fits, since a new one each time keeps the collector busy.
+function blank(sheet, width, height) {
+  if (sheet.picture?.width !== width || sheet.picture.height !== height) {
+    Object.assign(sheet.canvas, { width, height });
+    sheet.picture = sheet.canvas.getContext("2d").createImageData(width, height);
+  }
+  const pixels = new Uint32Array(sheet.picture.data.buffer);
+  return { picture: sheet.picture, pixels: pixels.fill(0) };
 }
 
 function tone(relative) {
@@ -85,11 +92,12 @@ function tone(relative) {
 }
 
 function meanLoad(store, from, to, layer, sums) {
+  const { load, experts, layers, mean_load: means } = store;
   sums.fill(0);
   for (let i = from; i <= to; i++) {
     const start = store.row(i, layer);
-    const weight = 1 / (Math.max(store.mean_load[i * store.layers + layer], 1e-9) * (to - from + 1));
-    for (let e = 0; e < store.experts; e++) sums[e] += store.load[start + e] * weight;
+    const weight = 1 / (Math.max(means[i * layers + layer], 1e-9) * (to - from + 1));
+    for (let e = 0; e < experts; e++) sums[e] += load[start + e] * weight;
   }
 }
 

@@ -2,17 +2,23 @@
 //
 // Over-used experts have a dark outline and a ▲, dead ones a ✕, the selected one a thick frame: never the hue alone.
 
-import { deadExperts, expertTicks, grouping, perLayer } from "./facts.js";
+import { clipTo, hatching, lineAcross, outlined } from "./bars.js";
 import { setHidden } from "./dom.js";
+import { deadExperts, expertTicks, grouping, perLayer } from "./facts.js";
 import { Panel } from "./panel.js";
 import { Extent } from "./scale.js";
 import { axis, title } from "./theme.js";
 import { fixed, number } from "./words.js";
 
+const BAR = 0.84; // of the distance between two
+const SELECTED = 3; // px, thickness of its frame
+
 export class LoadChart extends Panel {
   constructor(card, page) {
     super(card, page);
     this.extent = new Extent();
+    this.onTop = true; // bars hide the grid
+    this.axes.after(this.canvas);
     this.kind = {
       id: "load",
       keys: [
@@ -25,23 +31,31 @@ export class LoadChart extends Panel {
     };
   }
 
-  layout(theme) {
-    return { ...this.#axes(theme), dragmode: false, barmode: "stack", bargap: 0.16 };
+  get experts() {
+    return this.store?.experts ?? 16;
   }
 
-  #axes(theme) {
-    const experts = this.store?.experts ?? 16;
+  layout(theme) {
+    const moving = this.moving();
     return {
+      dragmode: false,
       xaxis: axis(theme, {
-        range: [-0.5, experts - 0.5], fixedrange: true, showgrid: false, dtick: expertTicks(experts), tick0: 0,
+        range: moving["xaxis.range"], fixedrange: true, showgrid: false, dtick: moving["xaxis.dtick"], tick0: 0,
         title: title(theme, "expert"),
       }),
-      yaxis: axis(theme, { range: this.extent.range, fixedrange: true, nticks: 5, tickformat: ",d" }),
+      yaxis: axis(theme, { range: moving["yaxis.range"], fixedrange: true, nticks: 5, tickformat: ",d" }),
+    };
+  }
+
+  moving() {
+    const { experts } = this;
+    return {
+      "xaxis.range": [-0.5, experts - 0.5], "xaxis.dtick": expertTicks(experts), "yaxis.range": [...this.extent.range],
     };
   }
 
   draw(store) {
-    if (!this.dressed || !this.onScreen || !this.measure()) return false;
+    if (!this.drawable) return false;
     this.store = store;
     const { view } = this.page;
     const layer = Math.min(view.layer, store.layers - 1);
@@ -49,22 +63,91 @@ export class LoadChart extends Panel {
     if (same === this.drawnAs) return false;
     this.drawnAs = same;
     this.now = facts(store, layer);
-    const layout = {
-      ...this.axes.layout, ...this.#axes(this.theme), width: this.size[0], height: this.size[1],
-      shapes: [], annotations: [],
-    };
-    if (this.now) this.#fill(layout);
+    if (this.now) this.extent.fit(0, Math.max(...this.now.loads, this.now.bandHigh) * 1.1);
+    this.moveAxes();
     this.#offerDropped();
-    this.page.Plotly.react(this.axes, this.now ? this.#bars() : this.traces(), layout);
+    const ctx = this.clear();
+    if (this.now) this.#paint(ctx);
     return true;
   }
 
-  #fill(layout) {
-    const { loads, mean, bandHigh, store } = this.now;
-    const top = Math.max(...loads, bandHigh);
-    layout.yaxis.range = [...this.extent.fit(0, top * 1.1)];
-    layout.shapes = [this.#band(), this.#line(mean), ...this.#separators()];
-    layout.annotations = groupNames(store, this.box.width, this.theme);
+  #paint(ctx) {
+    const { box, theme } = this;
+    const { loads, mean, bandLow, bandHigh } = this.now;
+    ctx.save();
+    clipTo(ctx, box);
+    ctx.fillStyle = theme.band;
+    ctx.fillRect(box.left, this.#y(bandHigh), box.width, this.#y(bandLow) - this.#y(bandHigh));
+    this.#bars(ctx);
+    this.#dropped(ctx);
+    ctx.restore();
+    this.#glyphs(ctx, Math.min(13, Math.max(7, (0.9 * box.width) / loads.length)));
+    lineAcross(ctx, { color: theme.text, width: 1.5, dash: 9 }, [box.left, this.#y(mean)], [box.right, this.#y(mean)]);
+    this.#groups(ctx);
+  }
+
+  // Where a place between experts and a load are on the canvas.
+  #x(expert) {
+    return this.box.left + ((expert + 0.5) / this.experts) * this.box.width;
+  }
+
+  #y(load) {
+    const [bottom, top] = this.extent.range;
+    return this.box.bottom - ((load - bottom) / (top - bottom)) * this.box.height;
+  }
+
+  // The bar of an expert between two loads: x, y, width, height.
+  #rectangle(expert, from, to) {
+    const left = this.#x(expert - BAR / 2);
+    return [left, this.#y(to), this.#x(expert + BAR / 2) - left, this.#y(from) - this.#y(to)];
+  }
+
+  // Any load can be seen, be it as thin as a pixel.
+  #bars(ctx) {
+    const { loads, kept, over } = this.now;
+    const { theme } = this;
+    const { expert: selected } = this.page.view;
+    const rim = loads.length > 32 ? 0.75 : 1.5;
+    for (let e = 0; e < loads.length; e++) {
+      const [x, y, width, height] = this.#rectangle(e, 0, kept[e]);
+      const thickness = e === selected ? SELECTED : over[e] ? rim : 0;
+      const thin = height > 0 && height < 2 && !thickness;
+      const bar = thin ? [x, Math.floor(y), width, this.box.bottom - Math.floor(y)] : [x, y, width, height];
+      outlined(ctx, bar, over[e] ? theme.barOver : theme.bar, e === selected ? theme.select : theme.edge, thickness, this.scale);
+    }
+  }
+
+  #dropped(ctx) {
+    const { loads, kept } = this.now;
+    const bars = [];
+    loads.forEach((load, e) => load > kept[e] && bars.push(this.#rectangle(e, kept[e], load)));
+    hatching(ctx, this.box, bars, this.theme.dropped, this.scale);
+  }
+
+  #glyphs(ctx, size) {
+    const { loads, over, dead } = this.now;
+    ctx.font = `${size}px ${this.theme.font}`;
+    ctx.textAlign = "center";
+    ctx.textBaseline = "alphabetic";
+    for (let e = 0; e < loads.length; e++) {
+      if (!over[e] && !dead[e]) continue;
+      ctx.fillStyle = dead[e] ? this.theme.dropped : this.theme.text;
+      ctx.fillText(dead[e] ? "✕" : "▲", this.#x(e), this.#y(loads[e]) - size / 4);
+    }
+  }
+
+  // Lines between the groups of experts, and their names above.
+  #groups(ctx) {
+    const { groups, size } = grouping(this.store);
+    const { box, theme } = this;
+    for (let group = 1; group < groups; group++) {
+      const x = this.#x(group * size - 0.5);
+      lineAcross(ctx, { color: theme.muted, width: 1, dash: 3 }, [x, box.bottom], [x, box.top - 0.08 * box.height]);
+    }
+    if (groups === 1 || box.width / groups < 14) return;
+    const word = box.width / groups > 56 ? "group " : "g";
+    Object.assign(ctx, { font: `11px ${theme.font}`, textAlign: "center", textBaseline: "alphabetic", fillStyle: theme.muted });
+    for (let group = 0; group < groups; group++) ctx.fillText(`${word}${group}`, this.#x((group + 0.5) * size - 0.5), box.top - 6);
   }
 
   // The hatching is explained only where there can be any.
@@ -72,57 +155,6 @@ export class LoadChart extends Panel {
     const dropping = (this.store.knobs?.token_dropping ?? "none") !== "none";
     const entry = this.card.key.querySelector('[data-look="hatch"]');
     setHidden(entry, !dropping && !this.now?.loads.some((load, e) => load > this.now.kept[e]));
-  }
-
-  #band() {
-    const { bandLow, bandHigh } = this.now;
-    const line = { width: 0 };
-    return { type: "rect", xref: "paper", x0: 0, x1: 1, y0: bandLow, y1: bandHigh, fillcolor: this.theme.band, line, layer: "below" };
-  }
-
-  #line(mean) {
-    return { type: "line", xref: "paper", x0: 0, x1: 1, y0: mean, y1: mean, line: { color: this.theme.text, width: 1.5, dash: "dash" } };
-  }
-
-  #separators() {
-    const { groups, size } = grouping(this.store);
-    const line = { color: this.theme.muted, width: 1, dash: "dot" };
-    return Array.from({ length: groups - 1 }, (_, i) => {
-      const x = (i + 1) * size - 0.5;
-      return { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1.08, line };
-    });
-  }
-
-  #bars() {
-    const { loads, kept, over } = this.now;
-    const { theme } = this;
-    const selected = this.page.view.expert;
-    const rim = loads.length > 32 ? 0.75 : 1.5;
-    const color = loads.map((_, e) => (over[e] ? theme.barOver : theme.bar));
-    const outline = loads.map((_, e) => (e === selected ? theme.select : theme.edge));
-    const width = loads.map((_, e) => (e === selected ? 3 : over[e] ? rim : 0));
-    const dropped = loads.map((load, e) => load - kept[e]);
-    const pattern = { shape: "/", fgcolor: theme.dropped, bgcolor: "rgba(0,0,0,0)", size: 5, solidity: 0.35 };
-    return [
-      { type: "bar", y: kept, marker: { color, line: { color: outline, width } }, hoverinfo: "skip" },
-      {
-        type: "bar", y: dropped, hoverinfo: "skip",
-        marker: { color: theme.dropped, pattern, line: { color: theme.dropped, width: dropped.map((d) => (d > 0 ? 1 : 0)) } },
-      },
-      this.#glyphs(),
-    ];
-  }
-
-  #glyphs() {
-    const { loads, over, dead } = this.now;
-    const { theme } = this;
-    const marked = loads.map((_, e) => e).filter((e) => over[e] || dead[e]);
-    const size = Math.min(13, Math.max(7, (0.9 * this.box.width) / loads.length));
-    return {
-      type: "scatter", mode: "text", hoverinfo: "skip", cliponaxis: false, textposition: "top center",
-      x: marked, y: marked.map((e) => loads[e]), text: marked.map((e) => (dead[e] ? "✕" : "▲")),
-      textfont: { size, color: marked.map((e) => (dead[e] ? theme.dropped : theme.text)) },
-    };
   }
 
   pointed(x) {
@@ -179,14 +211,4 @@ function facts(store, layer) {
   const bandHigh = mean * (1 + (store.fair_max_vio_p95[index] || 0));
   const over = loads.map((load) => load > bandHigh);
   return { store, step: store.step[index], loads, kept, mean, bandLow, bandHigh, over, dead: deadExperts(store, index, layer) };
-}
-
-function groupNames(store, width, theme) {
-  const { groups, size } = grouping(store);
-  if (groups === 1 || width / groups < 14) return [];
-  const long = width / groups > 56;
-  return Array.from({ length: groups }, (_, i) => ({
-    x: (i + 0.5) * size - 0.5, y: 1, yref: "paper", yanchor: "bottom", showarrow: false,
-    text: `${long ? "group " : "g"}${i}`, font: { size: 11, color: theme.muted },
-  }));
 }

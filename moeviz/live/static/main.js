@@ -22,6 +22,7 @@ const RECORDED = "Recorded start of the preset “No balancing”: press Run to 
 const RELEASED = "This run was released because nobody was watching it.";
 
 const SPEAK_MS = 2000; // charts in words: current, but calm
+const HIDDEN_MS = 300; // longer than a frame
 const NUMBERS_MS = 5000; // age of the identities' numbers that nobody reads
 
 let lastVisit = null; // {visit, token} of the page's script
@@ -76,27 +77,32 @@ class Live {
     for (const type of ["pointerup", "pointercancel"]) window.addEventListener(type, this.onRelease);
     this.speaking = setInterval(() => this.panels.forEach((panel) => panel.speak()), SPEAK_MS);
     this.ready = this.#begin(data);
+    this.answered = new Promise((resolve) => (this.heard = resolve));
   }
 
-  // Styles and Plotly.js, then the panels.
+  // Styles, then the panels.
   async #begin({ base, version }) {
     await loadStyles(this.frame.root, `${base}/style.css?v=${version}`);
-    const Plotly = await loadPlotly(`${base}/../plotly.min.js?v=${version}`);
-    const page = { Plotly, view: this.view, changed: () => this.changed() };
+    this.shared = { Plotly: null, view: this.view, changed: () => this.changed() };
     const kinds = [historyChart(), biasChart(), maxVioChart(), lossChart(), droppedChart()];
-    this.panels = [new LoadChart(this.frame.card("load"), page)];
-    for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), page, kind));
+    this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
+    for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
     for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
   }
 
+  // Data, styles and Plotly.js are all on their way at once; the first two make a picture, the last its axes.
   async update(component) {
     this.component = component;
     try {
       if (component.data.token !== this.token) this.#follow(component.data.token);
       this.#rememberVisit(component.data);
-      await this.ready;
-      await this.#dress();
       this.pulling.start();
+      const recording = this.#fetchRecording();
+      await this.ready;
+      this.#wear();
+      await recording;
+      this.#drawNow();
+      await this.#dress();
     } catch (error) {
       this.#fail(error);
     }
@@ -110,7 +116,7 @@ class Live {
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
     this.truth = null; // {serial, told, identities, measured: serial of the numbers, at: when they came}
     this.recording = null;
-    this.asked = false;
+    this.asked = null; // the recording, while it is on its way and after
     this.pulling.stop();
   }
 
@@ -123,15 +129,34 @@ class Live {
     this.component.setTriggerValue("changed", { before: before.token });
   }
 
-  async #dress() {
+  #wear() {
     const { root } = this.frame;
     this.theme = readTheme(root);
     root.dataset.theme = this.theme.dark ? "dark" : "light";
     const same = JSON.stringify(this.theme);
-    if (this.dressedAs === same) return;
-    this.dressedAs = same;
-    for (const panel of this.panels) await panel.dress(this.theme);
+    if (this.wornAs === same) return;
+    this.wornAs = same;
+    for (const panel of this.panels) panel.wear(this.theme);
+  }
+
+  // The axes. Plotly.js keeps the browser busy for a second, which is spent after the first picture.
+  async #dress() {
+    const { base, version } = this.component.data;
+    if (!this.shared.Plotly) await this.#firstPicture();
+    this.shared.Plotly = await loadPlotly(`${base}/../plotly.min.js?v=${version}`);
+    if (this.dressedAs === this.wornAs || !this.frame.root.isConnected) return;
+    this.dressedAs = this.wornAs;
+    for (const panel of this.panels) await panel.dress();
     this.changed();
+  }
+
+  // Resolves once something has been drawn and is on the screen, or the run's first answer brought nothing to draw.
+  async #firstPicture() {
+    if (!this.shown.count) await this.answered;
+    await new Promise((resolve) => {
+      requestAnimationFrame(() => setTimeout(resolve));
+      setTimeout(resolve, HIDDEN_MS); // a hidden tab draws no frames
+    });
   }
 
   #address() {
@@ -158,6 +183,7 @@ class Live {
   async #receive(buffer) {
     // A slider was written meanwhile, and that answer was newer.
     if (this.writesBefore === this.writes) await this.#show(buffer);
+    this.heard();
     const { n, playing, status } = this.header;
     return { drawMs: this.drawMs, busy: playing || n > 0 || status === "starting" };
   }
@@ -216,15 +242,20 @@ class Live {
     this.truth = { ...this.truth, ...fresh, serial };
   }
 
+  // Before the first answer, a run whose worker is still getting ready for its first beginning.
   get untrained() {
+    if (this.header.epoch < 0) return this.component.data.fresh;
     return this.header.epoch === firstEpochs.get(this.token) && this.store.lastStep <= 0;
   }
 
   // The recorded start fills the charts until a run of one's own has something to show.
   async #fetchRecording() {
     const { data } = this.component;
-    if (!this.untrained || this.asked || !data.recorded) return;
-    this.asked = true;
+    if (this.untrained && data.recorded) this.asked ??= this.#takeRecording(data, this.token).catch(() => {});
+    await this.asked;
+  }
+
+  async #takeRecording(data, token) {
     const answer = await fetch(`${data.base}/start.bin?v=${data.version}`);
     if (!answer.ok) return;
     const { header, columns } = decode(await answer.arrayBuffer());
@@ -232,7 +263,7 @@ class Live {
     Object.assign(recording, { recipe: header.recipe ?? null, knobs: header.knobs ?? null });
     for (const [version, label] of header.marks ?? []) recording.labels.set(version, label);
     recording.append(header, columns);
-    this.recording = recording;
+    if (token === this.token) this.recording = recording;
   }
 
   get shown() {
@@ -240,6 +271,7 @@ class Live {
   }
 
   #troubled(text, error) {
+    if (text) this.heard();
     if (error) this.lastError = String(error);
     if (this.trouble === text) return;
     this.trouble = text;
@@ -247,6 +279,7 @@ class Live {
   }
 
   #gone(text) {
+    this.heard();
     this.trouble = text || RELEASED;
     this.header = { ...this.header, status: "released", playing: false, message: this.trouble };
     this.agreement.check(this.component.data.known, this.header);
@@ -322,6 +355,8 @@ class Live {
       recorded: this.shown === this.recording,
       drawn: this.drawn,
       drawMs: this.drawMs,
+      complete: this.panels.length > 0 && this.panels.every((panel) => panel.dressed),
+      bars: this.panels[0]?.now?.kept ?? [],
       marks: store.marks.map((mark) => ({ step: mark.step, label: store.markText(mark) })),
       truth: this.truth,
       writes: this.writes,

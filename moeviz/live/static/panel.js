@@ -1,12 +1,17 @@
 // One chart's place on the page: its size, its Plotly axes, its canvas, the mouse, and its picture as a file.
+//
+// The plot box follows from fixed margins, so data is painted before Plotly has come, and stays where it is when the
+// axes join it.
 
 import { el, setHidden, setText } from "./dom.js";
 import { baseLayout } from "./theme.js";
 
 const CLICK_PX = 4;
+const FILE_SCALE = 2; // pixels of a saved picture per CSS pixel
+const NO_DATA = [{ x: [null], y: [null], type: "scatter", mode: "lines", hoverinfo: "skip" }]; // makes Plotly draw axes
 
 export class Panel {
-  // `page` is what all panels share: {Plotly, view, changed()}.
+  // `page` is what all panels share: {Plotly, view, changed()}; Plotly is null until it has come.
   constructor(card, page) {
     this.card = card;
     this.page = page;
@@ -18,18 +23,19 @@ export class Panel {
     this.note = el("div", { class: "note", hidden: "" });
     card.plot.append(this.canvas, this.axes, this.cursor, this.note, this.readoutBox);
     this.drawnAs = "";
+    this.laid = {}; // what Plotly's axes were last told, by name
     this.onScreen = true;
     this.#watchSize();
     this.#watchPointer();
   }
 
-  // Charts fill this in: the axes for a theme, and what a click means.
+  // Charts fill these in: the axes for a theme, what of them moves with the data, and what a click means.
   layout(_theme) {
     return {};
   }
 
-  traces() {
-    return [{ x: [null], y: [null], type: "scatter", mode: "lines", hoverinfo: "skip" }];
+  moving() {
+    return {};
   }
 
   clicked(_x, _y) {}
@@ -95,12 +101,19 @@ export class Panel {
     return this.box;
   }
 
-  // Makes the axes the first time, and again when the theme changes.
-  async dress(theme) {
+  // Colours for the data from now on; the axes follow with `dress`.
+  wear(theme) {
     this.theme = theme;
+    this.drawnAs = "";
+  }
+
+  // Makes the axes the first time, and again when the theme changes.
+  async dress() {
     if (!this.measure()) return;
-    const layout = { ...baseLayout(theme, this.margin), ...this.layout(theme), width: this.size[0], height: this.size[1] };
-    await this.page.Plotly.react(this.axes, this.traces(), layout, this.#config());
+    const [width, height] = this.size;
+    const layout = { ...baseLayout(this.theme, this.margin), ...this.layout(this.theme), width, height };
+    this.laid = { ...this.moving(), width, height };
+    await this.page.Plotly.react(this.axes, NO_DATA, layout, this.#config());
     this.drawnAs = "";
     if (this.dressed) return;
     this.dressed = true;
@@ -109,6 +122,22 @@ export class Panel {
   }
 
   relaid(_change) {}
+
+  // Whether there is anything to draw on, and somebody to see it.
+  get drawable() {
+    return Boolean(this.theme && this.onScreen && this.measure());
+  }
+
+  // Tells Plotly what has moved, if anything: drawing its axes again costs more than painting the data.
+  moveAxes() {
+    if (!this.dressed) return;
+    const [width, height] = this.size;
+    const change = {};
+    for (const [name, value] of Object.entries({ ...this.moving(), width, height })) {
+      if (String(this.laid[name]) !== String(value)) this.laid[name] = change[name] = value;
+    }
+    if (Object.keys(change).length) this.page.Plotly.relayout(this.axes, change);
+  }
 
   #config() {
     const { Icons } = this.page.Plotly;
@@ -127,27 +156,51 @@ export class Panel {
 
   // Sets up the canvas for one drawing; returns its context, scaled to CSS pixels and empty.
   clear() {
-    const scale = window.devicePixelRatio || 1;
+    const scale = (this.scale = this.fileScale || window.devicePixelRatio || 1);
     const [width, height] = this.size.map((length) => Math.round(length * scale));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
     const ctx = this.canvas.getContext("2d");
     ctx.setTransform(scale, 0, 0, scale, 0, 0);
     ctx.clearRect(0, 0, ...this.size);
+    if (!this.dressed) this.#frame(ctx);
     return ctx;
   }
 
-  // A PNG of what is seen: Plotly draws its axes and gets our canvas as a picture beneath them.
+  // The lines of the axes where Plotly will draw them.
+  #frame(ctx) {
+    const { left, top, bottom, width, height } = this.box;
+    ctx.fillStyle = this.theme.axis;
+    ctx.fillRect(left - 1, top, 1, height + 1);
+    ctx.fillRect(left - 1, bottom, width + 1, 1);
+  }
+
+  // The canvas as a picture, as fine as the file, whatever the screen.
+  #picture() {
+    this.fileScale = FILE_SCALE;
+    this.#again();
+    const picture = this.canvas.toDataURL();
+    this.fileScale = 0;
+    this.#again();
+    return picture;
+  }
+
+  #again() {
+    this.drawnAs = "";
+    this.draw(this.store);
+  }
+
+  // A PNG of what is seen: Plotly draws its axes and gets our canvas as a picture beneath or above them.
   download() {
     const [width, height] = this.size;
     const { l, r, t, b } = this.margin;
     const images = [{
-      source: this.canvas.toDataURL(), xref: "paper", yref: "paper", layer: "below", sizing: "stretch",
+      source: this.#picture(), xref: "paper", yref: "paper", layer: this.onTop ? "above" : "below", sizing: "stretch",
       x: -l / (width - l - r), y: 1 + t / (height - t - b),
       sizex: width / (width - l - r), sizey: height / (height - t - b),
     }];
     const { layout, data } = this.axes;
     const figure = { data, layout: { ...layout, images, paper_bgcolor: this.theme.background } };
-    return this.page.Plotly.downloadImage(figure, { format: "png", width, height, scale: 2, filename: `moeviz-${this.card.id}` });
+    return this.page.Plotly.downloadImage(figure, { format: "png", width, height, scale: FILE_SCALE, filename: `moeviz-${this.card.id}` });
   }
 
   showReadout(lines, x) {

@@ -23,14 +23,14 @@ export class StepChart extends Panel {
     const [x, y] = this.axisNow;
     return {
       dragmode: "zoom",
-      xaxis: axis(theme, { range: x, showgrid: false, nticks: 6, tickformat: ",d", title: title(theme, this.stepTitle) }),
-      yaxis: axis(theme, { range: y, fixedrange: true, nticks: 5, tickformat: "~g", ...this.kind.yAxis?.(this.store) }),
+      xaxis: axis(theme, { range: [...x], showgrid: false, nticks: 6, tickformat: ",d", title: title(theme, this.stepTitle) }),
+      yaxis: axis(theme, { range: [...y], fixedrange: true, nticks: 5, tickformat: "~g", ...this.kind.yAxis?.(this.store) }),
     };
   }
 
   // Draws if anything it shows has changed; returns whether it did.
   draw(store) {
-    if (!this.dressed || !this.onScreen || !this.measure()) return false;
+    if (!this.drawable) return false;
     this.store = store;
     const p = this.#frame(store);
     const same = [
@@ -39,7 +39,8 @@ export class StepChart extends Panel {
     ].join("|");
     if (same === this.drawnAs) return false;
     this.drawnAs = same;
-    this.#moveAxes(p, this.kind.extent(p));
+    this.#scale(p, this.kind.extent(p));
+    this.moveAxes();
     p.ctx = this.clear();
     this.#paint(p);
     this.showNote(this.kind.note?.(p) ?? "");
@@ -60,21 +61,18 @@ export class StepChart extends Panel {
     };
   }
 
-  #moveAxes(p, [low, high]) {
+  #scale(p, [low, high]) {
     p.y = (value) => p.box.bottom - ((value - low) / (high - low)) * p.box.height;
-    const change = {};
-    const [x, y] = this.axisNow;
-    if (x[0] !== p.range[0] || x[1] !== p.range[1]) change["xaxis.range"] = [...p.range];
-    if (y[0] !== low || y[1] !== high) change["yaxis.range"] = [low, high];
-    const words = p.store.hasGaps(p.first, p.last) ? THINNED : STEP;
-    if (words !== this.stepTitle) change["xaxis.title.text"] = this.stepTitle = words;
-    const { width, height } = this.axes.layout;
-    if (width !== this.size[0] || height !== this.size[1]) [change.width, change.height] = this.size;
-    const ticks = this.kind.yAxis?.(p.store)?.dtick;
-    if (ticks && this.axes.layout.yaxis.dtick !== ticks) change["yaxis.dtick"] = ticks;
     this.axisNow = [[...p.range], [low, high]];
+    this.stepTitle = p.store.hasGaps(p.first, p.last) ? THINNED : STEP;
     this.frame = p;
-    if (Object.keys(change).length) this.page.Plotly.relayout(this.axes, change);
+  }
+
+  moving() {
+    const [x, y] = this.axisNow;
+    const ticks = this.kind.yAxis?.(this.store)?.dtick;
+    const moving = { "xaxis.range": [...x], "yaxis.range": [...y], "xaxis.title.text": this.stepTitle };
+    return ticks ? { ...moving, "yaxis.dtick": ticks } : moving;
   }
 
   #paint(p) {
@@ -97,7 +95,7 @@ export class StepChart extends Panel {
     if (low === undefined || high === undefined) return;
     const middle = (low + high) / 2;
     const half = Math.max((high - low) / 2, 2);
-    this.axisNow = [[NaN, NaN], this.axisNow[1]]; // Plotly's axis stands where the drag left it
+    delete this.laid["xaxis.range"]; // Plotly's axis stands where the drag left it
     this.drawnAs = "";
     this.page.view.set({ zoom: [Math.max(0, Math.floor(middle - half)), Math.ceil(middle + half)] });
   }
