@@ -184,7 +184,12 @@ class Visit:
 
     def step(self) -> int:
         """The newest step of the run, which the server knows better than the page."""
-        return newest_step(self.server, self.token)
+        return newest_step(self.server, self.token, self.cookie)
+
+    @property
+    def cookie(self) -> str:
+        """What shows the server that the run is this browser's."""
+        return "; ".join(f"{one['name']}={one['value']}" for one in self.page.context.cookies())
 
     def _metrics(self) -> dict[str, float]:
         return {one["name"]: one["value"] for one in self._devtools.send("Performance.getMetrics")["metrics"]}
@@ -235,9 +240,10 @@ def renderers(page: Page) -> list[int]:
     return [one["id"] for one in found if one["type"] == "renderer"]
 
 
-def newest_step(server: Server, token: str) -> int:
+def newest_step(server: Server, token: str, cookie: str) -> int:
     """Asked of the run itself. All its rows come along, thinned: some milliseconds."""
-    with urllib.request.urlopen(f"{server.address}moeviz/run/{token}", timeout=10) as answer:
+    asked = urllib.request.Request(f"{server.address}moeviz/run/{token}", headers={"Cookie": cookie})
+    with urllib.request.urlopen(asked, timeout=10) as answer:
         return int(wire.decode(answer.read())[1]["step"][-1, 0])
 
 
@@ -498,7 +504,7 @@ def _speed(visit: Visit, seconds: float = 2.5) -> float:
 
 def _speed_while_pulled(visit: Visit) -> float:
     stop = threading.Event()
-    puller = threading.Thread(target=_pull, args=(visit.server, visit.token, stop))
+    puller = threading.Thread(target=_pull, args=(visit.server, visit.token, visit.cookie, stop))
     puller.start()
     try:
         return _speed(visit)
@@ -507,13 +513,13 @@ def _speed_while_pulled(visit: Visit) -> float:
         puller.join()
 
 
-def _pull(server: Server, token: str, stop: threading.Event) -> None:
+def _pull(server: Server, token: str, cookie: str, stop: threading.Event) -> None:
     """Ten questions a second for what is new, answers thrown away."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     address = f"/moeviz/run/{token}?epoch=1&version=0&truth=0&after="
-    step = newest_step(server, token)
+    step = newest_step(server, token, cookie)
     while not stop.wait(0.1):
-        connection.request("GET", f"{address}{step}")
+        connection.request("GET", f"{address}{step}", headers={"Cookie": cookie})
         answer = connection.getresponse().read()
         step = max(step, int(wire.decode(answer)[1]["step"][-1:].max(initial=0)))
     connection.close()

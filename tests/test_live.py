@@ -211,6 +211,9 @@ class FakeHost:
     def get(self, token):
         return self.run if token == "known" else None
 
+    def is_near(self, token):
+        return token == "known"
+
 
 def get(path, query="", headers=(), host=None, method="GET", body=b""):
     """What the routes answer: status, headers, body. A few lines of ASGI instead of a client library."""

@@ -119,6 +119,10 @@ class Host:
         with self._reviving:
             return self._runs.get(token) or self._revive(token)
 
+    def is_near(self, token: str) -> bool:
+        """Whether `get` has an answer without reading files."""
+        return token in self._runs
+
     def runs_of(self, visitor: str) -> list[Found]:
         """What a visitor has here, the newest first; runs without a step are not worth a word."""
         owner = fingerprint(visitor)

@@ -37,7 +37,7 @@ from moeviz.host.block import Block, block_size, receive
 
 NICENESS = 5  # pages answer first
 HELD_UP = 3  # times as long as usual
-SAVE_AFTER = 0.2  # seconds of training: what a lost process costs at most, per run
+SAVE_AFTER = 0.4  # seconds of training: what a lost process costs at most, per run
 FROM_START = "Restart begins again from step 0."
 SAVE_SHARE = 50  # and at least this many times what saving takes: 2 % of the time
 
@@ -352,6 +352,7 @@ def main(connection: Connection, engine_name: str) -> None:
     engine = importlib.import_module(engine_name)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # one worker per core: more threads would fight each other
+    engine.Engine(Recipe(), Knobs())  # torch imports a second's worth more for the first: better now than for a visitor
     gc.collect()
     gc.freeze()  # torch's hundred thousand objects stay for good: no need to look at them again and again
     worker = Worker(connection, engine)

@@ -5,8 +5,8 @@
 `GET /moeviz/run/{token}`         what is new in a run since what the browser already has (`Known`)
 `POST /moeviz/run/{token}/knobs`  a slider was moved: train with it at once, and answer as above
 
-Whatever looks at a run does so in a thread: neither a lock in the host nor a long catch-up holds up the event loop. A
-token is unguessable and the only key to a run.
+Whatever may wait does so in a thread. A token is unguessable, and only the browser that first asked for a run has it
+(`visitor`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,11 @@ class Known:
 
 
 class Host(Protocol):
-    """What these routes need of the host: the handle of a run, or None."""
+    """What these routes need of the host: the handle of a run, or None, and whether it is had without waiting."""
 
     def get(self, token: str) -> Any: ...
+
+    def is_near(self, token: str) -> bool: ...
 
 
 def prefix() -> str:
@@ -74,8 +76,12 @@ def prefix() -> str:
 def routes(get_host: Callable[[], Host]) -> list[Route]:
     """The routes to pass to `st.App`. `get_host` is called at each request, so the host may start later."""
 
-    def increment(request: Request) -> Response:
-        return _answering(lambda: _increment(request, get_host()))
+    async def increment(request: Request) -> Response:
+        # A way to a thread and back costs as much as most answers; only a run that must be read from files is worth it.
+        host = get_host()
+        if host.is_near(request.path_params["token"]):
+            return _answering(lambda: _increment(request, host))
+        return await run_in_threadpool(_answering, lambda: _increment(request, host))
 
     async def knobs(request: Request) -> Response:
         try:
