@@ -230,7 +230,7 @@ class Visitor:
         """Another run: as main.js, forget everything about the last one."""
         self.token = token
         self.header: dict[str, Any] = {"epoch": -1, "version": -1, "status": "starting", "playing": False}
-        self.step, self.truth, self.marks = -1, 0, {}
+        self.step, self.truth, self.told, self.marks = -1, 0, -1, {}
         self._news = self.clock()
         self._update: float | None = None  # when steps last arrived
 
@@ -408,6 +408,7 @@ class Visitor:
             return
         token = self.token
         asked = {"epoch": self.header["epoch"], "version": self.header["version"], "truth": self.truth}
+        asked |= {"told": self.told, "numbers": 0}  # nobody reads what was measured
         path = urljoin(self.data["base"] + "/", f"../run/{token}?{urlencode(asked | {'after': self.step})}")
         answer = await self._get(path, self.patience)
         if answer is None:
@@ -430,9 +431,10 @@ class Visitor:
     def _take_in(self, header: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
         now = self.clock()
         if header["epoch"] != self.header["epoch"]:
-            self.step, self.truth = -1, 0
+            self.step, self.truth, self.told = -1, 0, -1
             self._update, self._news = None, now
-        self.truth = header.get("truth", {}).get("serial", self.truth)
+        truth = header.get("truth", {})
+        self.truth, self.told = truth.get("serial", self.truth), truth.get("told", self.told)
         self.marks |= dict(header["marks"])
         was_playing, self.header = self.header["playing"], header
         steps = np.ravel(columns["step"])
