@@ -190,10 +190,10 @@ def test_steps_that_come_twice_or_backwards_are_errors():
 
 
 def test_what_the_browser_has_is_said_in_the_next_pull():
-    truth = {"serial": 3, "identities": []}
+    truth = {"serial": 3, "told": 99, "identities": []}
     _, asked = pulls(lambda _: http(increment(6, 7, epoch=2, version=4, truth=truth)), 2)
-    assert "epoch=-1&version=-1&truth=0&after=-1" in asked[0]
-    assert "epoch=2&version=4&truth=3&after=7" in asked[1]
+    assert "epoch=-1&version=-1&truth=0&told=-1&numbers=0&after=-1" in asked[0]
+    assert "epoch=2&version=4&truth=3&told=99&numbers=0&after=7" in asked[1]
 
 
 @pytest.mark.parametrize(
