@@ -567,7 +567,7 @@ def test_quick_keys_end_at_the_last_value(new_page):
     assert stops == sorted(set(stops)), "no value came back after a newer one"
 
 
-@pytest.mark.parametrize("refusal", ["409", "lost"])
+@pytest.mark.parametrize("refusal", ["204", "409", "lost"])
 def test_a_write_that_fails_is_made_good_by_the_page(browser, address, refusal):
     page = browser.new_page()
     page.goto(address + "?preset=loss_free")
@@ -575,7 +575,11 @@ def test_a_write_that_fails_is_made_good_by_the_page(browser, address, refusal):
     button(page, "Run").click()
     until(page, "m.step > 10 && m.playing")
     settle(page)
-    refuse = {"409": lambda route: route.fulfill(status=409, body="{}"), "lost": lambda route: route.abort()}
+    refuse = {
+        "204": lambda route: route.fulfill(status=204),
+        "409": lambda route: route.fulfill(status=409, body="{}"),
+        "lost": lambda route: route.abort(),
+    }
     page.route("**/knobs", refuse[refusal])
     page.get_by_role("slider", name="Bias update speed u").focus()
     page.keyboard.press("ArrowRight")

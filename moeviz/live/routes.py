@@ -197,7 +197,7 @@ def _turn_knobs(request: Request, host: Host, asked: Mapping[str, Any]) -> Respo
     try:
         turned = replace(run.knobs, **{name: _knob(name, value) for name, value in changes.items()})
         if not run.set_knobs(turned, known.version):
-            raise Refused(409, f"The settings have changed since version {known.version}; the page brings this change.")
+            return Response(status_code=204)  # not an error: browsers would log it as one
     except SettingsError as refusal:
         raise Refused(422, str(refusal)) from None
     if run.version != known.version:

@@ -204,7 +204,7 @@ class Live {
     const headers = { "Content-Type": "application/json" };
     try {
       const answer = await fetch(address, { method: "POST", headers, body, cache: "no-store" });
-      const buffer = answer.ok && (await answer.arrayBuffer());
+      const buffer = answer.status === 200 && (await answer.arrayBuffer());
       if (!buffer || token !== this.token) return false;
       this.writes += 1;
       await this.#show(buffer);
