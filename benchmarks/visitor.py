@@ -253,6 +253,9 @@ class Visitor:
 
     async def reload(self) -> None:
         """F5: another websocket and session, the same cookies and address."""
+        if self.token:  # our charts put it into the address without the page's script
+            query = dict(parse_qsl(self.query, keep_blank_values=True)) | {"run": self.token}
+            self.query = urlencode(sorted(query.items()))
         await self.close()
         await self.open()
 

@@ -630,3 +630,14 @@ def test_a_server_with_impossible_limits_says_so_and_does_not_start() -> None:
         "moeviz cannot start. MOEVIZ_MAX_RUNS=many is not a whole number. Correct it or leave it out."
     )
     assert "Traceback" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no such limit")
+def test_a_server_lets_itself_open_as_many_files_as_it_may() -> None:
+    code = (
+        "import resource as r; from moeviz.ui import hosting; hard = r.getrlimit(r.RLIMIT_NOFILE)[1];"
+        "r.setrlimit(r.RLIMIT_NOFILE, (200, hard)); hosting._allow_many_files();"
+        "soft, now = r.getrlimit(r.RLIMIT_NOFILE);"
+        "assert now == hard; assert soft == hosting.MANY_FILES or soft == hard, (soft, hard)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,8 @@ from streamlit.web.server import server_util
 
 from moeviz.config import SettingsError
 from moeviz.host import Host, Limits
+
+MANY_FILES = 16_384
 
 
 @cache
@@ -40,6 +42,7 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
     # A folder named pages/ switches Streamlit's old navigation on until `st.navigation` first runs: whoever opened
     # another page than the first on a fresh server would get that one without the frame.
     PagesManager.uses_pages_directory = False
+    _allow_many_files()
     gc.collect()
     gc.freeze()  # what was imported stays for good: later collections need not look at it again
     print(_greeting(), flush=True)
@@ -47,6 +50,18 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
         yield
     finally:
         host().shutdown()
+
+
+def _allow_many_files() -> None:
+    """A visitor takes some ten descriptors: sockets, memory, Streamlit's threads. Systems begin with 256 or 1024."""
+    try:
+        import resource
+    except ImportError:
+        return  # Windows has no such limit
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if most == resource.RLIM_INFINITY else min(MANY_FILES, most)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _greeting() -> str:
