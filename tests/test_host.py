@@ -196,6 +196,13 @@ def test_equal_knobs_are_no_change(new_run: Callable[..., Run]) -> None:
     assert run.labels_since(0) == []
 
 
+def test_a_change_of_settings_that_are_no_longer_in_force_is_left_out(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    assert run.set_knobs(replace(QUICK, top_k=4), version=0) is True
+    assert run.set_knobs(replace(QUICK, top_k=8), version=0) is False
+    assert (run.knobs.top_k, run.version) == (4, 1)
+
+
 def test_impossible_knobs_are_refused_before_anything_happens(new_run: Callable[..., Run]) -> None:
     run = new_run()
     with pytest.raises(SettingsError, match="top_k=17"):

@@ -205,6 +205,23 @@ def test_the_real_engine_goes_on_to_the_bit() -> None:
         assert saved > 60, "it was taken up from a checkpoint, not from the start"
 
 
+def test_steps_are_made_again_under_the_settings_they_had() -> None:
+    recipe = Recipe(seed=5, num_experts=8, d_model=16, d_expert=16, tokens_per_step=128)
+    before, after = Knobs(bias_rule="sign", u=0.01), Knobs(learning_rate=0.01)
+    alone, expected = Engine(recipe, before), History(1, 8, 120)
+    for snapshot in (alone.observe(), *(alone.step(before if step < 40 else after) for step in range(100))):
+        expected.append(snapshot)
+    with hosting(1, "moeviz.toy") as host:
+        run = host.create(recipe, before)
+        run_to(run, 40)
+        run.set_knobs(after)
+        run_to(run, 80)
+        wait_until(lambda: run._asked.block.told().saved == 80)
+        host.vault.weights(run.token, 1).unlink()  # as if it died before the first saving: all 80 again
+        kill(host)
+        assert same_steps(run_to(run, 100), expected.since(-1)[1])
+
+
 # Disks
 
 
