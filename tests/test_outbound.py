@@ -67,6 +67,7 @@ def watched(tmp_path):
     (tmp_path / "temporary").mkdir()
     environment = os.environ | {"PYTHONPATH": path, "WATCH_LOG": str(log), "TMPDIR": str(tmp_path / "temporary")}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch leaves it behind in a process of tests that imported it
     return environment, lambda: [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
