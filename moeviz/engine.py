@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from moeviz import balance, truth
+from moeviz import truth
 from moeviz.config import MAX_PARAMETERS, Knobs, Recipe, SettingsError
 from moeviz.snapshot import Snapshot
 from moeviz.training import (
@@ -54,7 +53,7 @@ class Engine(Training):
 
     def observe(self) -> Snapshot:
         """The untrained model on held-out tokens: step 0, nothing learned, nothing dropped."""
-        return self._observe()[0]
+        return self.observe_all()[0]
 
     def step(self, knobs: Knobs) -> Snapshot:
         """One optimizer step and one bias step under these knobs.
@@ -64,7 +63,7 @@ class Engine(Training):
             TrainingDiverged: the loss or its gradient is NaN or infinite; weights and bias are as they were and the
                 step does not count. The next step under other knobs begins from the last good state.
         """
-        [result] = self._advance([knobs])
+        [result] = self.advance([knobs])
         if isinstance(result, TrainingDiverged):
             raise result
         return result
@@ -79,36 +78,15 @@ class Engine(Training):
 
     def state(self) -> dict[str, Tensor]:
         """Copies of all that the next step depends on, beside recipe, knobs and text."""
-        run, numbers = self.runs[0], {}
-        for name, weight in self.model.named_parameters():
-            numbers[f"weight/{name}"] = weight.detach()
-            numbers |= {f"{moment}/{name}": value for moment, value in self.optimizer.state.get(weight, {}).items()}
-        numbers |= {"bias_LE": run.bias.bias_LE, "momentum_LE": run.bias.momentum_LE}
-        numbers |= {"data": self._data.get_state(), "protect": self._protect.get_state()}
-        numbers |= {"past_NLE": torch.from_numpy(run.ledger.past()), "step": torch.tensor(self.step_number)}
-        return {name: value.cpu().clone() for name, value in numbers.items()}
+        return self.states()[0]
 
-    @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state` of the same recipe, rule and text.
+        """Go on from a `state` of the same recipe and text, alone or a twin's.
 
         Raises:
             KeyError, ValueError, RuntimeError: it is of another recipe, or not a state.
         """
-        run, self.step_number = self.runs[0], int(state["step"])
-        for name, weight in self.model.named_parameters():
-            weight.copy_(_like(weight, state[f"weight/{name}"]))
-            if self.step_number > 0:
-                patterns = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                self.optimizer.state[weight] = {
-                    moment: _like(pattern, state[f"{moment}/{name}"]).clone() for moment, pattern in patterns.items()
-                }
-        bias_LE, momentum_LE = (_like(run.bias.bias_LE, state[name]).clone() for name in ("bias_LE", "momentum_LE"))
-        run.bias = balance.BiasState(run.knobs.bias_rule, bias_LE, momentum_LE)
-        for generator, name in ((self._data, "data"), (self._protect, "protect")):
-            generator.set_state(_like(generator.get_state(), state[name]))
-        run.ledger.begin_after(_like(torch.from_numpy(run.ledger.past()), state["past_NLE"]).numpy())
-        self._keep_good_state(run)
+        self.restore_all([state])
 
 
 class Twins(Training):
@@ -141,7 +119,7 @@ class Twins(Training):
 
     def observe(self) -> list[Snapshot]:
         """Step 0 of each twin: the same weights on the same tokens, under each twin's knobs."""
-        return self._observe()
+        return self.observe_all()
 
     def step(self, knobs_R: Sequence[Knobs]) -> list[Snapshot | TrainingDiverged]:
         """One step of each twin under its knobs.
@@ -153,19 +131,8 @@ class Twins(Training):
         Raises:
             SettingsError: some knobs cannot go with the recipe; nothing has changed.
         """
-        return self._advance(knobs_R)
+        return self.advance(knobs_R)
 
     def examine(self) -> list[HeldOut]:
         """Each twin on held-out tokens."""
         return self._examine()
-
-
-def _like(pattern: Tensor, value: Tensor) -> Tensor:
-    """A value on the device of what it replaces.
-
-    Raises:
-        ValueError: it has another shape or type.
-    """
-    if (value.shape, value.dtype) != (pattern.shape, pattern.dtype):
-        raise ValueError(f"{tuple(value.shape)} {value.dtype} is not {tuple(pattern.shape)} {pattern.dtype}")
-    return value.to(pattern.device)

@@ -211,6 +211,26 @@ class Ledger:
         return (load_LE if load_LE.ndim == 2 else load_LE.reshape(-1, self._experts)).tolist()
 
 
+def taken(chosen_TK: np.ndarray, num_experts: int, valid_TK: np.ndarray | None = None) -> np.ndarray:
+    """Whether each token went to each expert, (T, E), before drops."""
+    taken_TE = np.zeros((len(chosen_TK), num_experts), bool)
+    if valid_TK is None:
+        np.put_along_axis(taken_TE, chosen_TK, True, axis=1)
+    else:
+        tokens, places = np.nonzero(valid_TK)
+        taken_TE[tokens, chosen_TK[tokens, places]] = True
+    return taken_TE
+
+
+def routed_differently(taken_LTE: np.ndarray, other_LTE: np.ndarray) -> tuple[float, int]:
+    """Of two runs on one batch the share of tokens whose set of experts differs in any layer, and the first of them.
+
+    Order among a token's experts does not count. The first is -1 where none differs. Ours.
+    """
+    differs_T = (taken_LTE != other_LTE).any((0, 2))
+    return float(differs_T.mean()) if differs_T.size else 0.0, int(differs_T.argmax()) if differs_T.any() else -1
+
+
 def _each(operation: Callable[[int, int], int], left: _Rows, right: _Rows) -> _Rows:
     """Expert by expert."""
     return [[*map(operation, *rows)] for rows in zip(left, right, strict=True)]

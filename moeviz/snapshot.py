@@ -10,7 +10,7 @@ Shapes: L layers, E experts per layer.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,6 +37,18 @@ class Snapshot:
     interference: Interference
     fair: Fair
     steps_per_second: float
+    apart: Apart = field(default_factory=lambda: ALONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How a twin routed a batch beside the first twin. A token counts if its set of experts differs in any layer."""
+
+    routed_differently: float = math.nan  # share of the batch's tokens; NaN alone and for the first twin
+    first_token: int = -1  # place in the batch of the first such token
+
+
+ALONE = Apart()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +96,7 @@ def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
             ("fair_max_vio_p95", "<f4"),
             ("fair_min_load_p05", "<f4"),
             ("steps_per_second", "<f4"),
+            ("routed_differently", "<f4"),
             ("max_vio", "<f4", L),
             ("max_vio_global", "<f4", L),
             ("straggler", "<f4", L),
@@ -116,6 +129,7 @@ def _record(snapshot: Snapshot, version: int) -> tuple:
         fair.max_vio_p95,
         fair.min_load_p05,
         snapshot.steps_per_second,
+        snapshot.apart.routed_differently,
         snapshot.max_vio_L,
         snapshot.max_vio_global_L,
         snapshot.straggler_L,
@@ -224,6 +238,17 @@ class History:
         """The newest recorded step, -1 if there is none."""
         newest = (self._newest(level, "step") for level in range(LEVELS))
         return next((step for step in newest if step is not None), -1)
+
+    @property
+    def whole_since(self) -> int:
+        """From the step after this one on, every step is still there; 0 while none has been thinned."""
+        while True:
+            climbed, (first, count) = self._state[3 + COUNT], self._in_sight(0)
+            if climbed == self._state[3 + BEGIN] or first >= count:
+                return 0
+            step = int(self._rings[0]["step"][first % len(self._rings[0])])
+            if self._in_sight(0)[0] < count:
+                return step - 1
 
     def clear(self) -> None:
         """Begin again: forget every row. Writer's side."""

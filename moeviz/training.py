@@ -21,7 +21,7 @@ from moeviz.config import Knobs, Recipe, SettingsError, check
 from moeviz.model import Decision, ToyMoE
 from moeviz.probe import Probe
 from moeviz.routing import Routing
-from moeviz.snapshot import NOT_PROBED, Interference, Snapshot
+from moeviz.snapshot import ALONE, NOT_PROBED, Apart, Interference, Snapshot
 from moeviz.tasks import Batch, make_task
 from moeviz.together import alone, groups_of
 
@@ -106,7 +106,8 @@ class Training:
             self.model = ToyMoE(recipe, self.task.output_size).to(self.device)
         if stacked:
             self.model.twins(len(knobs_R))
-        self._weights = list(self.model.parameters())  # looked up once: walking the modules costs a fiftieth of a step
+        # Looked up once: walking the modules costs a fiftieth of a step.
+        self._names, self._weights = zip(*self.model.named_parameters(), strict=True)
         self._data = torch.Generator().manual_seed(_stream_seed(recipe.seed, DATA_STREAM))
         self._protect = torch.Generator().manual_seed(_stream_seed(recipe.seed, PROTECTED_STREAM))
         self.stacked = stacked  # whether tensors have an axis for twins
@@ -136,8 +137,9 @@ class Training:
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def _advance(self, knobs_R: Sequence[Knobs]) -> list[Snapshot | TrainingDiverged]:
-        """One optimizer step and one bias step of every run whose loss and gradient are numbers."""
+    def advance(self, knobs_R: Sequence[Knobs]) -> list[Snapshot | TrainingDiverged]:
+        """One optimizer step and one bias step of every run whose loss and gradient are numbers: for each what its step
+        showed, or why it did not count."""
         self._turn(knobs_R)
         batch, bias_LE = self.task.batch(self._data), self.bias_LE
         with truth.watching(self.model.layers if self._truth_is_due() else ()) as seen:
@@ -158,11 +160,11 @@ class Training:
         if seen:
             self._unchecked = False
         held_out = self._examine() if going and self.step_number % EVAL_EVERY == 0 else None
-        rate = self._clock.tick()
+        rate, apart = self._clock.tick(), self._apart(forward[1])
         for run in going:
             shown = held_out[run.index] if held_out else None
-            routings = self._routings(run, forward[1])
-            results[run.index] = self._snapshot(run, routings, look, shown, compared.get(run.index, NOT_PROBED), rate)
+            routings, probed = self._routings(run, forward[1]), compared.get(run.index, NOT_PROBED)
+            results[run.index] = self._snapshot(run, routings, look, shown, probed, apart[run.index], rate)
             run.ledger.advance()
         return [results[run.index] for run in self.runs]
 
@@ -360,19 +362,82 @@ class Training:
     def _probe_is_due(self, run: _Run) -> bool:
         return run.knobs.probe_every > 0 and (self.step_number + 1) % run.knobs.probe_every == 0
 
+    # --- what outlasts the process ------------------------------------------------------------------------------------
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Of each run, copies of all that its next step depends on, beside recipe, knobs and text. A twin's state is
+        that of the same run alone."""
+        return [self._state(run) for run in self.runs]
+
+    def _state(self, run: _Run) -> dict[str, Tensor]:
+        numbers = {}
+        for name, weight in zip(self._names, run.weights, strict=True):
+            numbers[f"weight/{name}"] = weight.detach()
+            numbers |= {f"{moment}/{name}": value for moment, value in self.optimizer.state.get(weight, {}).items()}
+        numbers |= {"bias_LE": run.bias.bias_LE, "momentum_LE": run.bias.momentum_LE}
+        numbers |= {"data": self._data.get_state(), "protect": self._protect.get_state()}
+        numbers |= {"past_NLE": torch.from_numpy(run.ledger.past()), "step": torch.tensor(self.step_number)}
+        return {name: value.cpu().clone() for name, value in numbers.items()}
+
+    def restore_all(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Go on from `states` of the same recipe and text and of the same step, one for each run.
+
+        Raises:
+            KeyError, ValueError, RuntimeError: they are of another recipe, of different steps, or no states.
+        """
+        steps = {int(state["step"]) for state in states}
+        if len(steps) > 1 or len(states) != len(self.runs):
+            raise ValueError(f"{len(states)} states of steps {sorted(steps)} for {len(self.runs)} runs")
+        [self.step_number] = steps
+        for run, state in zip(self.runs, states, strict=True):
+            self._restore(run, state)
+        for generator, name in ((self._data, "data"), (self._protect, "protect")):
+            generator.set_state(_like(generator.get_state(), states[0][name]))
+
+    @torch.no_grad()
+    def _restore(self, run: _Run, state: dict[str, Tensor]) -> None:
+        for name, weight in zip(self._names, run.weights, strict=True):
+            weight.copy_(_like(weight, state[f"weight/{name}"]))
+            if self.step_number > 0:
+                patterns = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                self.optimizer.state[weight] = {
+                    moment: _like(pattern, state[f"{moment}/{name}"]).clone() for moment, pattern in patterns.items()
+                }
+        bias_LE, momentum_LE = (_like(run.bias.bias_LE, state[name]).clone() for name in ("bias_LE", "momentum_LE"))
+        run.bias = balance.BiasState(run.knobs.bias_rule, bias_LE, momentum_LE)
+        run.ledger.begin_after(_like(torch.from_numpy(run.ledger.past()), state["past_NLE"]).numpy())
+        self._keep_good_state(run)
+
     # --- what is shown -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _observe(self) -> list[Snapshot]:
+    def observe_all(self) -> list[Snapshot]:
         """The untrained model on held-out tokens: step 0, nothing learned, nothing dropped."""
         batch, bias_LE = self.task.held_out, self.bias_LE
         forward = self.model.hidden(batch.inputs, bias_LE, self._groups, token_id_T=batch.token_id_T)
         look = self._look(self._losses(batch, *forward), bias_LE, forward[1])
         held_out, rate = self._held_out(look.task_loss_R, forward[1]), self._clock.tick()
-        return [
-            self._snapshot(run, self._routings(run, forward[1]), look, held_out[run.index], NOT_PROBED, rate)
-            for run in self.runs
-        ]
+        shots, apart = [], self._apart(forward[1])
+        for run in self.runs:
+            routings, shown = self._routings(run, forward[1]), held_out[run.index]
+            shots.append(self._snapshot(run, routings, look, shown, NOT_PROBED, apart[run.index], rate))
+        return shots
+
+    def _apart(self, decisions: list[list[Decision]]) -> list[Apart]:
+        """How each run routed this batch beside the first one."""
+        if len(self.runs) == 1:
+            return [ALONE]
+        taken = [self._taken(run, decisions) for run in self.runs]
+        apart = [metrics.routed_differently(own, taken[0]) for own in taken[1:]]
+        return [ALONE] + [Apart(*found) for found in apart]
+
+    def _taken(self, run: _Run, decisions: list[list[Decision]]) -> np.ndarray:
+        """Which experts each token went to, before drops: (L, T, E)."""
+        layers = []
+        for routing in self._routings(run, decisions):
+            valid_TK = None if routing.valid_TK is None else routing.valid_TK.cpu().numpy()
+            layers.append(metrics.taken(routing.chosen_TK.cpu().numpy(), self.recipe.num_experts, valid_TK))
+        return np.stack(layers)
 
     @torch.no_grad()
     def _examine(self) -> list[HeldOut]:
@@ -401,6 +466,7 @@ class Training:
         look: _Look,
         held_out: HeldOut | None,
         interference: Interference,
+        apart: Apart,
         rate: float,
     ) -> Snapshot:
         recipe, knobs, index = self.recipe, run.knobs, run.index
@@ -426,6 +492,7 @@ class Training:
             interference=interference,
             fair=metrics.fair_router(recipe.tokens_per_step, knobs.top_k, recipe.num_experts),
             steps_per_second=rate,
+            apart=apart,
         )
 
     def _fan_out(self, run: _Run, routings: list[Routing]) -> np.ndarray:
@@ -467,3 +534,14 @@ def _pick_device(wanted: str) -> str:
     if wanted not in there:
         raise SettingsError(f"device={wanted} is not on this machine. Choose auto or {' or '.join(there)}.")
     return wanted
+
+
+def _like(pattern: Tensor, value: Tensor) -> Tensor:
+    """A value on the device of what it replaces.
+
+    Raises:
+        ValueError: it has another shape or type.
+    """
+    if (value.shape, value.dtype) != (pattern.shape, pattern.dtype):
+        raise ValueError(f"{tuple(value.shape)} {value.dtype} is not {tuple(pattern.shape)} {pattern.dtype}")
+    return value.to(pattern.device)

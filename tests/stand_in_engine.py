@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.snapshot import NOT_PROBED, Fair, Snapshot
+from moeviz.snapshot import NOT_PROBED, Apart, Fair, Snapshot
 
 REFUSED_SEED, BROKEN_SEED = 101, 102
 DIVERGING = 1.0  # learning rate
@@ -41,28 +43,83 @@ class TrainingDiverged(RuntimeError):
     """As in the engine."""
 
 
-def save(engine: Engine, path: str, durable: bool = True) -> None:
-    """What `moeviz.checkpoint.save` does: whole or not at all."""
-    part = Path(f"{path}.part")
-    state = {"recipe": asdict(engine.recipe), "count": engine.count, "random": engine.random.bit_generator.state}
-    part.write_text(json.dumps(state))
-    os.replace(part, path)
-
-
-def load(path: str, text: bytes | None = None) -> Engine:
-    """What `moeviz.checkpoint.load` does."""
-    try:
-        state = json.loads(Path(path).read_text())
-    except ValueError:
-        raise SettingsError("This is no checkpoint.") from None
-    engine = Engine(Recipe(**state["recipe"]), Knobs(), text)
-    engine.count, engine.random.bit_generator.state = state["count"], state["random"]
-    return engine
+def resume(paths: list[str], wanted: dict[int, Any], text: bytes | None = None) -> Group | None:
+    """What `moeviz.toy.resume` does."""
+    for path in paths:
+        try:
+            held = json.loads(Path(path).read_text())
+        except FileNotFoundError:
+            continue
+        except ValueError:
+            raise SettingsError("This is no checkpoint.") from None
+        states = held["states"]
+        sources = {
+            number: next((who for who, until in lineage if str(who) in states and held["count"] <= until), None)
+            for number, lineage in wanted.items()
+        }
+        if None in sources.values():
+            continue
+        group = Group(Recipe(**held["recipe"]), dict.fromkeys(wanted, Knobs()), text)
+        for number, who in sources.items():
+            engine = group.engines[number]
+            engine.count, engine.random.bit_generator.state = held["count"], states[str(who)]
+        return group
+    return None
 
 
 def available_devices() -> list[str]:
     """A device the server cannot guess."""
     return ["abacus", "cpu"]
+
+
+class Group:
+    """What `moeviz.toy.Group` is: here each twin has an engine of its own."""
+
+    def __init__(self, recipe: Recipe, knobs: dict[int, Knobs], text: bytes | None = None) -> None:
+        self.engines = {number: Engine(recipe, own, text) for number, own in knobs.items()}
+
+    @property
+    def step_number(self) -> int:
+        """Steps made so far."""
+        return max(engine.count for engine in self.engines.values())
+
+    def observe(self) -> dict[int, Snapshot]:
+        """Step 0."""
+        return {number: engine.observe() for number, engine in self.engines.items()}
+
+    def step(self, knobs: dict[int, Knobs]) -> dict[int, Snapshot | TrainingDiverged]:
+        """One step of each, or the fault asked for."""
+        now, results = self.step_number, {}
+        for number, engine in self.engines.items():
+            engine.count = now
+            try:
+                results[number] = engine.step(knobs[number])
+            except TrainingDiverged as reason:
+                results[number] = reason
+        base = results.get(0)
+        for number, result in results.items():
+            if number and isinstance(base, Snapshot) and isinstance(result, Snapshot):
+                share = float((base.load_LE != result.load_LE).mean())
+                results[number] = replace(result, apart=Apart(share, 7 if share else -1))
+        return results
+
+    def truth(self, number: int) -> list[Identity] | None:
+        """The newest identities."""
+        return self.engines[number].truth
+
+    def save(self, path: str, durable: bool) -> None:
+        """What `moeviz.checkpoint.save` does: whole or not at all."""
+        part = Path(f"{path}.part")
+        states = {number: engine.random.bit_generator.state for number, engine in self.engines.items()}
+        recipe = next(iter(self.engines.values())).recipe
+        part.write_text(json.dumps({"recipe": asdict(recipe), "count": self.step_number, "states": states}))
+        os.replace(part, path)
+
+    def only(self, ids: list[int], knobs: dict[int, Knobs]) -> Group:
+        """Some of them, going on as they are."""
+        rest = copy(self)
+        rest.engines = {number: self.engines[number] for number in ids}
+        return rest
 
 
 class Engine:
@@ -74,7 +131,7 @@ class Engine:
         if recipe.seed == BROKEN_SEED:
             raise KeyError("broken")
         self.recipe, self.count = recipe, 0
-        self.wants_truth, self.truth = False, None
+        self.truth = None
         self.random = np.random.default_rng(recipe.seed)
 
     @property
@@ -96,7 +153,7 @@ class Engine:
             os._exit(1)
         time.sleep(knobs.alpha / 1000)
         self.count += 1
-        if self.wants_truth and self.count % TRUTH_EVERY == 0:
+        if self.count % TRUTH_EVERY == 0:
             self.truth = [Identity("E1", "Steps are counted.", "ours", self.count % 2 == 0, f"{self.count}")] * 8
         return self._snapshot(knobs.top_k)
 

@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from moeviz import checkpoint
+from moeviz import checkpoint, toy
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.engine import EVAL_EVERY, Engine
+from moeviz.engine import EVAL_EVERY, Engine, Twins
 from tests import golden
 from tests.test_engine import assert_same_run
 
@@ -89,6 +89,93 @@ def test_a_run_that_was_loaded_can_diverge_and_go_on():
     torch.testing.assert_close(engine.model.head.weight.detach(), learned, rtol=0, atol=1e-4)
 
 
+# --- twins -----------------------------------------------------------------------------------------------------------
+
+
+def twins_begun(steps: int, knobs: list[Knobs]) -> Twins:
+    twins = Twins(SMALL, knobs)
+    for _ in range(steps):
+        twins.step(knobs)
+    return twins
+
+
+PAIR = [Knobs(), SIGN]
+
+
+def test_loaded_twins_go_on_to_the_bit(tmp_path):
+    twins = twins_begun(30, PAIR)
+    checkpoint.save(twins, tmp_path / "twins.safetensors")
+    loaded = checkpoint.load(tmp_path / "twins.safetensors")
+    assert isinstance(loaded, Twins)
+    assert [run.knobs for run in loaded.runs] == PAIR
+    for _ in range(EVAL_EVERY + 2):
+        assert_same_run(loaded.step(PAIR), twins.step(PAIR))
+
+
+def test_a_twin_of_a_file_goes_on_alone(tmp_path):
+    twins = twins_begun(30, PAIR)
+    checkpoint.save(twins, tmp_path / "twins.safetensors", ids=[0, 3])
+    held = checkpoint.read(tmp_path / "twins.safetensors")
+    assert (held.step, held.knobs) == (30, {0: Knobs(), 3: SIGN})
+    engine = Engine(SMALL, SIGN)
+    engine.restore(held.states[3])
+    for _ in range(EVAL_EVERY + 2):
+        shown = twins.step(PAIR)[1]
+        assert_same_run([engine.step(SIGN)], [shown])
+
+
+def test_a_run_becomes_twins(tmp_path):
+    """One state for both: the same until their knobs differ."""
+    engine = begun("bias", 12)
+    checkpoint.save(engine, tmp_path / "run.safetensors")
+    twins = toy.resume(
+        [str(tmp_path / "missing"), str(tmp_path / "run.safetensors")], {0: [(0, 99)], 2: [(2, 99), (0, 12)]}
+    )
+    other = replace(SIGN, u=0.1)
+    alone = checkpoint.load(tmp_path / "run.safetensors")
+    for _ in range(5):
+        shown = twins.step({0: SIGN, 2: other})
+        assert_same_run([shown[0], shown[2]], [engine.step(SIGN), alone.step(other)])
+
+
+def test_twins_of_which_a_file_lacks_one_are_not_resumed_from_it(tmp_path):
+    checkpoint.save(begun("bias", 12), tmp_path / "12")
+    checkpoint.save(begun("bias", 5), tmp_path / "5")
+    paths = [str(tmp_path / "12"), str(tmp_path / "5")]
+    assert toy.resume(paths, {0: [(0, 99)]}).step_number == 12
+    assert toy.resume(paths, {0: [(0, 99)], 1: [(1, 99), (0, 11)]}).step_number == 5
+    assert toy.resume(paths, {0: [(0, 99)], 1: [(1, 99), (0, 4)]}) is None
+    assert toy.resume(paths, {1: [(1, 99)]}) is None
+
+
+def test_a_file_that_cannot_be_read_is_passed_over_if_another_will_do(tmp_path):
+    checkpoint.save(begun("bias", 5), tmp_path / "5")
+    (tmp_path / "broken").write_bytes(b"nonsense")
+    good, bad = str(tmp_path / "5"), str(tmp_path / "broken")
+    assert toy.resume([bad, good], {0: [(0, 99)]}).step_number == 5
+    with pytest.raises(SettingsError, match="not a checkpoint"):
+        toy.resume([bad, str(tmp_path / "none")], {0: [(0, 99)]})
+
+
+def test_what_is_left_of_twins_goes_on_to_the_bit():
+    group, other = (toy.Group(SMALL, dict(zip((0, 4, 7), [*PAIR, Knobs(alpha=1.0)], strict=True))) for _ in range(2))
+    knobs = {0: Knobs(), 4: SIGN, 7: Knobs(alpha=1.0)}
+    for _ in range(10):
+        group.step(knobs)
+        other.step(knobs)
+    for rest in (group.only([0, 7], knobs), group.only([7], knobs)):
+        shown, expected = rest.step(knobs), other.step(knobs) if rest.ids == (0, 7) else None
+        if expected:
+            assert_same_run(list(shown.values()), [expected[0], expected[7]])
+        assert list(shown) == list(rest.ids)
+
+
+def test_states_of_different_steps_are_refused():
+    twins, early = twins_begun(3, PAIR), twins_begun(2, PAIR)
+    with pytest.raises(ValueError, match="of steps"):
+        twins.restore_all([twins.states()[0], early.states()[1]])
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -124,9 +211,12 @@ def rewritten(data: bytes, **changes) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"format": 2}, "checkpoint format 2 .* reads 1"),
+        ({"format": 1}, "checkpoint format 1 .* reads 2"),
         ({"recipe": {"colour": "red"}}, "settings that this version of moeviz does not know"),
         ({"recipe": {"num_experts": 7.5}}, "num_experts=7.5 is not int"),
+        ({"knobs": {"zero": {}}}, "settings that this version of moeviz does not know"),
+        ({"knobs": {}}, "does not hold the run that it describes"),
+        ({"knobs": {"1": {}}}, "does not hold the run that it describes"),
         ({"knobs": None}, "settings that this version of moeviz does not know"),
         ({"recipe": {}}, "does not hold the run that it describes"),
         ({"text": "0" * 64}, "learned another text"),
@@ -143,6 +233,7 @@ def test_a_tensor_that_is_missing_or_has_another_shape_is_refused(name):
     length = int.from_bytes(data[:8], "little")
     about = json.loads(data[8 : 8 + length])["__metadata__"]
     tensors = safetensors.torch.load(data)
+    name = f"0/{name}"
     for spoiled in (tensors | {name: torch.zeros(3, 5, 2)}, {key: tensors[key] for key in tensors if key != name}):
         with pytest.raises(SettingsError, match="does not hold the run"):
             checkpoint.from_bytes(safetensors.torch.save(spoiled, metadata=about))

@@ -313,7 +313,7 @@ def test_identities_are_published_when_the_engine_has_checked_them(new_run: Call
 
 def test_a_reader_never_sees_a_text_half_written() -> None:
     memory = mmap.mmap(-1, block_size(1, 2))
-    writer, reader = Block(memory, 1, 2), Block(memory, 1, 2)
+    writer, reader = Block(memory, 1, 2).lane(0), Block(memory, 1, 2).lane(0)
     texts = [[{"name": letter * length}] for letter, length in (("a", 1), ("b", 3000), ("c", 7000), ("ü", 4000))]
     done = threading.Event()
 
@@ -338,14 +338,14 @@ def test_a_reader_never_sees_a_text_half_written() -> None:
 
 
 def test_a_text_whose_writer_died_is_not_believed() -> None:
-    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2)
+    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2).lane(0)
     block.tell_truth([{"name": "E1"}])
     block._truth["text"][0, 3] += 1
     assert block.truth() == (0, [])
 
 
 def test_a_text_that_does_not_fit_is_an_error() -> None:
-    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2)
+    block = Block(mmap.mmap(-1, block_size(1, 2)), 1, 2).lane(0)
     with pytest.raises(ValueError, match="do not fit"):
         block.tell_truth([{"name": "x" * TRUTH_BYTES}])
     assert block.truth() == (0, [])
@@ -358,8 +358,8 @@ def job(**settings: object) -> Job:
     class NoBlock:
         step = 0
 
-    standard = {"recipe": Recipe(), "knobs": QUICK, "text": None, "version": 0, "playing": True, "period": 0.0}
-    standard |= {"block": NoBlock(), "engine": object(), "due": 0.0}
+    standard = {"recipe": Recipe(), "text": None, "members": {}, "playing": True, "period": 0.0}
+    standard |= {"block": NoBlock(), "group": object(), "due": 0.0}
     return Job(**{**standard, **settings})
 
 
@@ -368,7 +368,7 @@ def test_the_due_run_with_the_least_time_goes_first() -> None:
     assert choose([quick, slow], now=9.0, clock=5.0) is quick
     assert choose([quick, slow], now=10.0, clock=4.0) is slow
     assert choose([job(playing=False), job(held=True), job(failed=True)], now=10.0, clock=0.0) is None
-    unbuilt = job(engine=None, playing=False)
+    unbuilt = job(group=None, playing=False)
     assert choose([unbuilt, slow], now=9.0, clock=0.0) is unbuilt
 
 
@@ -756,7 +756,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, l
 
 
 @pytest.mark.parametrize(
-    "server", [(ENGINE, "starting"), (ENGINE, "training"), ("moeviz.engine", "starting")], indirect=True
+    "server", [(ENGINE, "starting"), (ENGINE, "training"), ("moeviz.toy", "starting")], indirect=True
 )
 def test_ctrl_c_ends_cleanly(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
@@ -783,7 +783,7 @@ def test_workers_ignore_ctrl_c_from_their_first_moment() -> None:
         host.shutdown()
 
 
-@pytest.mark.parametrize("server", [(ENGINE, "leaving"), ("moeviz.engine", "leaving")], indirect=True)
+@pytest.mark.parametrize("server", [(ENGINE, "leaving"), ("moeviz.toy", "leaving")], indirect=True)
 def test_a_server_that_just_ends_takes_its_workers_along(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
     assert process.communicate(timeout=30) == ("", "")
@@ -791,7 +791,7 @@ def test_a_server_that_just_ends_takes_its_workers_along(server: tuple[subproces
     wait_until(lambda: all(process_gone(pid) for pid in workers))
 
 
-@pytest.mark.parametrize("server", [(ENGINE, "training"), ("moeviz.engine", "training")], indirect=True)
+@pytest.mark.parametrize("server", [(ENGINE, "training"), ("moeviz.toy", "training")], indirect=True)
 def test_workers_of_a_killed_server_end(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
     os.kill(process.pid, signal.SIGKILL)
@@ -831,4 +831,4 @@ def test_same_seed_same_loads_on_any_worker_and_after_reset(training_host: Host)
 
 def test_the_server_process_never_imports_torch() -> None:
     code = SERVER.replace("time.sleep(60)", "pass")
-    subprocess.run([sys.executable, "-c", code, "moeviz.engine", "training"], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, "moeviz.toy", "training"], cwd=ROOT, check=True, timeout=60)

@@ -23,6 +23,8 @@ from moeviz.engine import Engine
 from moeviz.host import Host, Limits, Run
 from moeviz.host import host as hosts
 from moeviz.host import vault as vaults
+from moeviz.host.block import Parted
+from moeviz.host.kin import Kin
 from moeviz.host.run import LOST, MOST_DEATHS
 from moeviz.host.vault import Saved, Vault
 from moeviz.snapshot import History, record_dtype
@@ -94,6 +96,13 @@ def test_a_killed_worker_takes_no_run_along(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(host.process_ids) == 2
 
 
+def forget_states(host: Host, run: Run) -> None:
+    """Remove the run's checkpoints, the newest and older ones."""
+    newest = host.vault.weights(run.token, 1)
+    for path in [newest, *newest.parent.glob(f"{newest.stem}.*.past")]:
+        path.unlink()
+
+
 def test_a_run_that_is_taken_up_keeps_what_was_asked_of_it() -> None:
     with hosting(1) as host:
         run, still, slow = (host.create(Recipe(seed=seed), STEADY) for seed in range(3))
@@ -127,7 +136,7 @@ def test_nothing_is_asked_of_a_run_before_it_has_caught_up() -> None:
     with hosting(1) as host:
         run = host.create(Recipe(), STEADY)
         shown = run_to(run, 60)
-        Path(host.vault.weights(run.token, 1)).unlink()  # as if it died before the first saving: all 60 again
+        forget_states(host, run)  # as if it died before the first saving: all 60 again
         kill(host)
         run.play(until=62)
         run.set_knobs(replace(STEADY, top_k=4))
@@ -175,6 +184,7 @@ def test_a_damaged_checkpoint_is_a_sentence_and_no_crash() -> None:
     with hosting(1) as host:
         run = host.create(Recipe(), QUICK)
         run_to(run, 10)
+        forget_states(host, run)
         host.vault.weights(run.token, 1).write_bytes(b"not one")
         kill(host)
         wait_until(lambda: run.state().status == "failed")
@@ -217,7 +227,7 @@ def test_steps_are_made_again_under_the_settings_they_had() -> None:
         run.set_knobs(after)
         run_to(run, 80)
         wait_until(lambda: run._asked.block.told().saved == 80)
-        host.vault.weights(run.token, 1).unlink()  # as if it died before the first saving: all 80 again
+        forget_states(host, run)  # as if it died before the first saving: all 80 again
         kill(host)
         assert same_steps(run_to(run, 100), expected.since(-1)[1])
 
@@ -334,7 +344,11 @@ def open_vault(tmp_path: Path) -> Iterator[Callable[[], Vault]]:
 def saved_run(token: str = "t" * 22, owner: str | None = None, step: int = 3) -> Saved:
     rows = np.zeros(step + 1, record_dtype(1, 16))
     rows["step"] = np.arange(step + 1)
-    return Saved(token, owner, Recipe(), {0: QUICK, 2: STEADY}, ((2, "alpha"),), b"\x00text", 4, 3, True, rows)
+    base = Kin(0, 0, None, 0, {}, {0: QUICK, 2: STEADY}, ((2, "alpha"),))
+    changes = {"balancing": "loss_free", "u": 0.01, "norm_topk": False}
+    twin = Kin(3, 2, 0, 2, changes, {0: QUICK, 4: STEADY}, (), ((3, 4),), 3, ((0, 2),))
+    parted = {0: None, 3: Parted(2, 17)}
+    return Saved(token, owner, Recipe(), (base, twin), b"\x00text", 4, 3, True, {0: rows, 3: rows[:2]}, parted)
 
 
 def test_what_is_saved_comes_back(open_vault: Callable[[], Vault]) -> None:
@@ -342,7 +356,9 @@ def test_what_is_saved_comes_back(open_vault: Callable[[], Vault]) -> None:
     open_vault().save(run)
     vault = open_vault()
     again = vault.load(run.token)
-    assert again.rows.tobytes() == run.rows.tobytes()
+    assert {number: rows.tobytes() for number, rows in again.rows.items()} == {
+        number: rows.tobytes() for number, rows in run.rows.items()
+    }
     assert vars_of(again) == vars_of(run)
     assert again.knobs == STEADY
     assert vault.load("another") is None
@@ -500,7 +516,7 @@ def test_a_run_outlasts_its_server(tmp_path: Path) -> None:
         again = host.get(token)
         assert again.text == b"some text"
         assert same_steps(run_to(again, 40), undisturbed(Recipe(seed=9), QUICK, 40))
-    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".run", ".weights"}
+    assert {path.suffix for path in tmp_path.iterdir()} == {"", ".run", ".weights", ".past"}
 
 
 KILLED = """

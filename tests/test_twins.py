@@ -7,16 +7,17 @@ from collections import Counter
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moeviz import truth
+from moeviz import metrics, truth
 from moeviz.config import LOSS_WEIGHTS, Knobs, Recipe, SettingsError, check
 from moeviz.engine import EVAL_EVERY, MAX_TWINS, Engine, TrainingDiverged, Twins
-from moeviz.snapshot import Snapshot
+from moeviz.snapshot import ALONE, Snapshot
 from moeviz.together import groups_of
 from tests import golden
 from tests.test_engine import assert_same_run
@@ -241,3 +242,59 @@ def test_the_identities_are_checked_for_each_twin():
     for run in twins.runs:
         assert [identity.name for identity in run.truth if identity.holds is False] == []
     assert twins.runs[2].truth != twins.runs[0].truth
+
+
+# --- where their routing parts ---------------------------------------------------------------------------------------
+
+
+def step_and_experts(twins: Twins, knobs: list[Knobs]) -> tuple[list[Snapshot], list[list[set[tuple[int, int]]]]]:
+    """A step, and by the rule spoken aloud: for each twin and token the (layer, expert) pairs it went to."""
+    passes, hidden = [], twins.model.hidden
+    with mock.patch.object(twins.model, "hidden", lambda *a, **k: passes.append(hidden(*a, **k)) or passes[-1]):
+        shots = twins.step(knobs)
+    found = []
+    for run in twins.runs:
+        experts: list[set[tuple[int, int]]] = [set() for _ in range(twins.recipe.tokens_per_step)]
+        for layer, routing in enumerate(twins._routings(run, passes[0][1])):
+            for token, chosen in enumerate(routing.chosen_TK.tolist()):
+                valid = [True] * len(chosen) if routing.valid_TK is None else routing.valid_TK[token].tolist()
+                experts[token] |= {(layer, expert) for expert, real in zip(chosen, valid, strict=True) if real}
+        found.append(experts)
+    return shots, found
+
+
+@pytest.mark.parametrize("recipe", [SMALL, TEXT], ids=["skills", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_that_twins_route_differently_are_counted(family, recipe):
+    knobs = FAMILIES[family]
+    twins = Twins(recipe, knobs, text_of(recipe))
+    for _ in range(4):
+        (first, *shots), (base, *others) = step_and_experts(twins, knobs)
+        assert first.apart == ALONE
+        for shot, theirs in zip(shots, others, strict=True):
+            apart = [token for token, (own, other) in enumerate(zip(base, theirs, strict=True)) if own != other]
+            assert shot.apart.routed_differently == len(apart) / recipe.tokens_per_step
+            assert shot.apart.first_token == (apart[0] if apart else -1)
+
+
+def test_the_order_of_a_tokens_experts_is_no_difference():
+    """A selection bias may turn first and second around: the same experts serve the token."""
+    taken = [metrics.taken(np.array([[2, 0], [1, 3]]), 4), metrics.taken(np.array([[0, 2], [1, 2]]), 4)]
+    share, first = metrics.routed_differently(taken[0][None], taken[1][None])
+    assert (share, first) == (0.5, 1)
+    assert metrics.routed_differently(taken[0][None], taken[0][None]) == (0.0, -1)
+
+
+def test_a_run_alone_has_nothing_to_part_from():
+    assert Engine(SMALL, Knobs()).step(Knobs()).apart == ALONE
+    assert math.isnan(ALONE.routed_differently)
+
+
+def test_twins_are_the_same_to_the_bit_until_their_difference_acts():
+    """Speeds of the bias: step 1 is chosen with biases that are still zero, step 2 is not."""
+    twins = Twins(SMALL, [Knobs(), SIGN])
+    shots = [twins.observe(), twins.step([Knobs(), SIGN]), twins.step([Knobs(), SIGN])]
+    for base, other in shots[:2]:
+        assert_same_run([base], [other])
+        assert other.apart.routed_differently == 0.0
+    assert shots[2][1].apart.routed_differently > 0

@@ -1,8 +1,9 @@
 """How does what happened travel from the process that trains to the process that serves pages?
 
-Through one block of shared memory per beginning of a run: a small state header, the newest checked identities as text,
-then the levels of `History`. The server creates it, one worker writes it, and any number of server threads read it
-without a lock or a system call.
+Through one block of shared memory per beginning of a run: a small state header, then a lane for each twin that the run
+may have, with the newest checked identities as text and the levels of a `History`. The server creates it, one worker
+writes it, and any number of server threads read it without a lock or a system call. Lanes that no twin uses are never
+touched and take no memory.
 
 The memory has no name (POSIX: an unlinked file whose descriptor travels through the pipe), so that nothing is left
 behind however the processes end, and the small /dev/shm of a container does not limit it.
@@ -19,6 +20,7 @@ import socket
 import tempfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,7 +28,8 @@ import numpy as np
 
 from moeviz.snapshot import HEADER, History
 
-BYTES_PER_RUN = 4_000_000
+LANES = 8
+BYTES_PER_LANE = 4_000_000
 FEWEST_ROWS, MOST_ROWS = 450, 10_000
 MESSAGE_BYTES = 1024
 TRUTH_BYTES = 8192
@@ -44,8 +47,18 @@ STATE = np.dtype(
         ("can_go_on", "<i8"),  # whether a failed run still has the state before the step that failed
         ("training", "<i8"),  # whether a step is being made: when a worker dies, this was the run it died of
         ("saved", "<i8"),  # the step of its newest checkpoint
+        ("remade", "<i8"),  # the newest step that was made again, while twins that came later catch up
         ("message", f"S{MESSAGE_BYTES}"),
         ("unsaved", f"S{MESSAGE_BYTES}"),  # why the newest attempt to save it failed
+    ]
+)
+# What is one twin's own, beside its history.
+LANE = np.dtype(
+    [
+        ("failed", "<i8"),  # whether it ever stopped alone: then steps are missing in its history
+        ("parted", "<i8"),  # the first step at which it routed a token differently from the first twin
+        ("parted_token", "<i8"),
+        ("diverged", f"S{MESSAGE_BYTES}"),  # why it stands still beside the others
     ]
 )
 # A text that is written over: a reader believes it only when its bytes have the checksum, and looks again if not.
@@ -53,13 +66,13 @@ TRUTH = np.dtype([("serial", "<i8"), ("checksum", "<i8"), ("length", "<i8"), ("t
 
 
 def ring_capacity(num_layers: int, num_experts: int) -> int:
-    """How many of its newest steps a run keeps, every one, if history as a whole takes up to `BYTES_PER_RUN`.
+    """How many of its newest steps a twin keeps, every one, if its history as a whole takes up to `BYTES_PER_LANE`.
 
     At least FEWEST_ROWS: a recipe of more than 500 experts in all takes more, up to 16 MB, a fraction of its model.
     """
     capacities = range(FEWEST_ROWS, MOST_ROWS + 1)
     fitting = bisect.bisect_right(
-        capacities, BYTES_PER_RUN, key=lambda rows: History.bytes_needed(num_layers, num_experts, rows)
+        capacities, BYTES_PER_LANE, key=lambda rows: History.bytes_needed(num_layers, num_experts, rows)
     )
     return capacities[max(fitting - 1, 0)]
 
@@ -79,16 +92,111 @@ class Told:
     unsaved: str
 
 
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """Where a twin's routing and the first twin's were different for the first time."""
+
+    step: int
+    token: int  # its place in the batch
+
+
+class Lane:
+    """One twin's part of a block."""
+
+    def __init__(self, view: memoryview, num_layers: int, num_experts: int) -> None:
+        self._own = np.frombuffer(view, LANE, count=1)
+        self._truth = np.frombuffer(view, TRUTH, count=1, offset=LANE.itemsize)
+        begin = LANE.itemsize + TRUTH.itemsize
+        self._header = np.frombuffer(view, HEADER, count=1, offset=begin)
+        self.history = History(num_layers, num_experts, ring_capacity(num_layers, num_experts), view[begin:])
+
+    def begin(self, epoch: int, rows: np.ndarray | None = None, parted: Parted | None = None) -> None:
+        """Server side, before the worker knows the lane: forget who had it, and give it a past."""
+        self.history.clear()
+        self._header["epoch"] = epoch
+        self._truth["serial"] = 0
+        self._own["failed"] = False
+        self._own["diverged"] = b""
+        self._own["parted"] = NEVER
+        if parted is not None:
+            self.tell_parted(parted.step, parted.token)
+        if rows is not None and len(rows):
+            self.history.restore(rows)
+
+    @property
+    def parted(self) -> Parted | None:
+        """Where it parted from the first twin; None while it has not."""
+        step = int(self._own["parted"][0])
+        return None if step == NEVER else Parted(step, int(self._own["parted_token"][0]))
+
+    @property
+    def diverged(self) -> str:
+        """Why it stands still while the others go on; empty if it does not."""
+        return bytes(self._own["diverged"][0]).decode(errors="ignore")
+
+    @property
+    def ever_failed(self) -> bool:
+        """Whether it stood still once, so that its history has gaps."""
+        return bool(self._own["failed"][0])
+
+    def tell_parted(self, step: int, token: int) -> None:
+        """Worker side: publish the first difference in routing."""
+        self._own["parted_token"] = token
+        self._own["parted"] = step
+
+    def tell_diverged(self, message: str) -> None:
+        """Worker side: publish why this twin stands still, or by an empty message that it goes on."""
+        self._own["failed"] |= bool(message)
+        self._own["diverged"] = message.encode()[:MESSAGE_BYTES]
+
+    def tell_truth(self, identities: list[dict[str, Any]]) -> None:
+        """Worker side: publish what was checked on the newest batch that was, in place of what was there.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        text = json.dumps(identities, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > TRUTH_BYTES:
+            raise ValueError(f"{len(text)} bytes of identities do not fit into {TRUTH_BYTES}")
+        truth = self._truth
+        serial = int(truth["serial"][0]) + 1
+        truth["text"][0, : len(text)] = np.frombuffer(text, np.uint8)
+        truth["length"], truth["checksum"], truth["serial"] = len(text), _checksum(serial, text), serial
+
+    def truth(self) -> tuple[int, list[dict[str, Any]]]:
+        """How often identities were published, and the newest; (0, []) before there are any, and while a worker that
+        died in the middle of writing leaves none that can be read."""
+        for _ in range(TRUTH_TRIES):
+            serial, length = int(self._truth["serial"][0]), int(self._truth["length"][0])
+            if serial == 0:
+                break
+            text = self._truth["text"][0, : min(length, TRUTH_BYTES)].tobytes()
+            if _checksum(serial, text) == int(self._truth["checksum"][0]):
+                return serial, json.loads(text)
+        return 0, []
+
+
 class Block:
     """Shared memory of one beginning of a run. Written by its worker only; the memory goes with its last reader."""
 
     def __init__(self, memory: mmap.mmap, num_layers: int, num_experts: int) -> None:
-        view = memoryview(memory)
-        self._state = np.frombuffer(view, STATE, count=1)
-        self._truth = np.frombuffer(view, TRUTH, count=1, offset=STATE.itemsize)
-        ring = STATE.itemsize + TRUTH.itemsize
-        self._epoch = np.frombuffer(view, HEADER, count=1, offset=ring)["epoch"]
-        self.history = History(num_layers, num_experts, ring_capacity(num_layers, num_experts), view[ring:])
+        self._view = memoryview(memory)
+        self._shape = num_layers, num_experts
+        self._state = np.frombuffer(self._view, STATE, count=1)
+        self._lanes: dict[int, Lane] = {}
+        self.used: tuple[int, ...] = (0,)  # lanes; each side of the block knows for itself
+
+    def lane(self, place: int) -> Lane:
+        """The part of a twin."""
+        if place not in self._lanes:
+            begin, size = STATE.itemsize + place * lane_size(*self._shape), lane_size(*self._shape)
+            self._lanes[place] = Lane(self._view[begin : begin + size], *self._shape)
+        return self._lanes[place]
+
+    @property
+    def history(self) -> History:
+        """The first twin's, and of a run alone its only one."""
+        return self.lane(0).history
 
     @property
     def epoch(self) -> int:
@@ -97,15 +205,22 @@ class Block:
 
     @property
     def step(self) -> int:
-        """The newest step, 0 while there is none."""
-        return max(self.history.last_step, 0)
+        """The newest step of any twin, 0 while there is none."""
+        return max(0, *(self.lane(place).history.last_step for place in self.used))
+
+    @property
+    def remade(self) -> int | None:
+        """How far twins that came later have caught up with what is shown; None when there are none."""
+        step = int(self._state["remade"][0])
+        return None if step == NEVER else step
 
     def _text(self, name: str) -> str:
         return bytes(self._state[name][0]).decode(errors="ignore")
 
     def begin(self, epoch: int, playing: bool) -> None:
         """Server side, before the worker knows the block: number this beginning and say whether it plays at once."""
-        self._epoch[0] = epoch
+        self.lane(0).begin(epoch)
+        self._state["remade"] = NEVER
         self._state["target"] = NO_TARGET
         self._state["playing"] = playing
         self._state["saved"] = NEVER
@@ -156,31 +271,9 @@ class Block:
         """Worker side: publish why it could not be saved."""
         self._state["unsaved"] = reason.encode()[:MESSAGE_BYTES]
 
-    def tell_truth(self, identities: list[dict[str, Any]]) -> None:
-        """Worker side: publish what was checked on the newest batch that was, in place of what was there.
-
-        Raises:
-            ValueError: it does not fit.
-        """
-        text = json.dumps(identities, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) > TRUTH_BYTES:
-            raise ValueError(f"{len(text)} bytes of identities do not fit into {TRUTH_BYTES}")
-        truth = self._truth
-        serial = int(truth["serial"][0]) + 1
-        truth["text"][0, : len(text)] = np.frombuffer(text, np.uint8)
-        truth["length"], truth["checksum"], truth["serial"] = len(text), _checksum(serial, text), serial
-
-    def truth(self) -> tuple[int, list[dict[str, Any]]]:
-        """How often identities were published, and the newest; (0, []) before there are any, and while a worker that
-        died in the middle of writing leaves none that can be read."""
-        for _ in range(TRUTH_TRIES):
-            serial, length = int(self._truth["serial"][0]), int(self._truth["length"][0])
-            if serial == 0:
-                break
-            text = self._truth["text"][0, : min(length, TRUTH_BYTES)].tobytes()
-            if _checksum(serial, text) == int(self._truth["checksum"][0]):
-                return serial, json.loads(text)
-        return 0, []
+    def tell_remade(self, step: int | None) -> None:
+        """Publish how far twins have caught up, None when they have. The server's side says when one is to join."""
+        self._state["remade"] = NEVER if step is None else step
 
 
 class SharedBytes:
@@ -236,9 +329,16 @@ def receive(connection: Connection, size: int, name: str | None) -> mmap.mmap:
 
 
 def block_size(num_layers: int, num_experts: int) -> int:
-    """Bytes of a block: header and history."""
+    """Bytes of a block: header and lanes. Those that are not used are not taken from the machine."""
+    return STATE.itemsize + LANES * lane_size(num_layers, num_experts)
+
+
+@lru_cache(maxsize=64)
+def lane_size(num_layers: int, num_experts: int) -> int:
+    """Bytes of a lane, a multiple of the eight that its numbers are aligned to."""
     rows = ring_capacity(num_layers, num_experts)
-    return STATE.itemsize + TRUTH.itemsize + History.bytes_needed(num_layers, num_experts, rows)
+    size = LANE.itemsize + TRUTH.itemsize + History.bytes_needed(num_layers, num_experts, rows)
+    return -(-size // 8) * 8
 
 
 def _checksum(serial: int, text: bytes) -> int:

@@ -165,6 +165,19 @@ class Host:
             self._waiting[run.token] = run
             return False
 
+    def grow(self, run: Run, share: Share) -> None:
+        """Have a run take another share of the server than it has.
+
+        Raises:
+            SettingsError: there is no room; it has what it had.
+        """
+        with self._lock:
+            others = [taken for token, taken in self._admitted.items() if token != run.token]
+            if not sum(others, share).fits(self.limits):
+                raise SettingsError("This server is full: there is no room for another twin. Try again later.")
+            if run.token in self._admitted:
+                self._admitted[run.token] = share
+
     def ahead_of(self, run: Run) -> int:
         """How many runs come in before this one."""
         with self._lock:

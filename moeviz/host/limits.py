@@ -82,9 +82,9 @@ class Share:
     experts: int = 0
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Share:
-        """What a run of this recipe takes."""
-        return cls(1, recipe.tokens_per_step, recipe.num_experts * recipe.num_layers)
+    def of(cls, recipe: Recipe, twins: int = 1) -> Share:
+        """What a run of this recipe takes, or twins that are trained together."""
+        return cls(1, twins * recipe.tokens_per_step, twins * recipe.num_experts * recipe.num_layers)
 
     def __add__(self, other: Share) -> Share:
         return Share(self.runs + other.runs, self.tokens + other.tokens, self.experts + other.experts)

@@ -23,7 +23,9 @@ import numpy as np
 
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.host.block import Block, SharedBytes, Told, block_size
+from moeviz.host import kin
+from moeviz.host.block import LANES, Block, Parted, SharedBytes, Told, block_size
+from moeviz.host.kin import NAMES, Kin
 from moeviz.host.limits import Share
 from moeviz.host.process import WorkerProcess
 from moeviz.host.vault import Saved
@@ -38,7 +40,7 @@ ENDED = "The process that trained this run ended unexpectedly"
 TAKEN_UP = f"{ENDED}. Another one takes it up from its last saved step."
 LOST = f"{ENDED}, {{}} times at the same step. Restart begins again from step 0; change what you changed last."
 MOST_DEATHS = 3  # of workers, at the same step of the same run, before it is given up
-MOST_VERSIONS = 1_000  # settings that are remembered: as many as a hand can change between two savings
+MOST_TWINS = 4  # that a visitor may add to
 NOTICE_SECONDS = 30.0
 
 
@@ -60,6 +62,7 @@ class RunState:
     target: int | None  # the step at which it will pause itself
     can_go_on: bool = False  # whether a failed run still has its last good step to go on from
     notice: str = ""  # what else should be known: that it was taken up again, that it cannot be saved
+    remade: int | None = None  # while twins that came later catch up: how far they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +80,68 @@ class _Asked:
     taken_up: bool = False  # whether this worker has it from another, or from a file
 
 
+class Twin:
+    """One of the runs that are trained together, for whoever shows it. Any thread may use it."""
+
+    def __init__(self, run: Run, kin: Kin, block: Block) -> None:
+        self._run, self._kin, self._block = run, kin, block
+        self.id, self.parent, self.since = kin.number, kin.parent, kin.since
+        self.changes, self.knobs, self.version = dict(kin.changes), kin.knobs, kin.version
+
+    @property
+    def name(self) -> str:
+        """The letter that people know it by."""
+        return NAMES[self._kin.lane]
+
+    @property
+    def differences(self) -> list[str]:
+        """In what it differs from the base at the moment, in words."""
+        return config.describe_change(self._run.knobs, self.knobs)
+
+    @property
+    def diverged(self) -> str:
+        """Why it stands still while the others go on; empty if it does not."""
+        return self._block.lane(self._kin.lane).diverged
+
+    @property
+    def parted(self) -> Parted | None:
+        """The first step and token that it routed differently from the base."""
+        return self._block.lane(self._kin.lane).parted
+
+    def labels_since(self, version: int) -> list[tuple[int, str]]:
+        """Its knob changes after `version`: (version, what changed)."""
+        return [(number, label) for number, label in self._kin.labels if number > version]
+
+    def records_since(self, epoch: int, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
+        """Its rows, as `Run.records_since` gives them."""
+        return _rows(self._block, self._kin, epoch, step, limit)
+
+
+def _rows(block: Block, one: Kin, epoch: int, step: int, limit: int) -> tuple[int, np.ndarray]:
+    _, rows = block.lane(one.lane).history.since(step if epoch == block.epoch else -1, max(limit, 1))
+    return block.epoch, rows
+
+
 class Run:
     """A visitor's run. Any thread may use it; made by `Host.create`."""
 
     def __init__(
-        self, host: Host, recipe: Recipe, knobs: Knobs, text: bytes | None, saved: Saved | None = None
+        self,
+        host: Host,
+        recipe: Recipe,
+        knobs: Knobs,
+        text: bytes | None,
+        saved: Saved | None = None,
+        twins: tuple[Kin, ...] = (),
     ) -> None:
         self.token = saved.token if saved else secrets.token_urlsafe(16)
         self.owner = saved.owner if saved else None
         self._host = host
         self._lock = threading.RLock()
         self._recipe, self._text = recipe, text
-        self._versions = dict(saved.versions) if saved else {0: knobs}
-        self._version = max(self._versions)
-        self._knobs = self._versions[self._version]
-        self._labels: tuple[tuple[int, str], ...] = saved.labels if saved else ()
+        twins = saved.twins if saved else twins or (kin.first(knobs),)
+        self._kin: dict[int, Kin] = {one.number: one for one in twins}  # replaced whole
+        self._numbers = 1 + max(self._kin)  # of twins there ever were
         self._speed: float | None = None
         self._touched = time.monotonic()
         self._held = self._closed = False
@@ -99,7 +149,7 @@ class Run:
         self._deaths: tuple[int, int, int] = (0, 0, 0)  # epoch, step and how often a worker died there
         self._notice, self._notice_until = "", 0.0
         self._beginning = 0  # the epoch that its weights are filed under
-        self._kept: tuple[int, int, int] | None = None  # epoch, step and version that the vault has
+        self._kept: tuple[int, int, dict[int, Kin]] | None = None  # epoch, step and settings that the vault has
         self._kept_at = time.monotonic()
         self._asked: _Asked | None = None
         self._begin(play=saved.playing if saved else False, saved=saved)
@@ -112,7 +162,7 @@ class Run:
     @property
     def share(self) -> Share:
         """What it takes of the server."""
-        return Share.of(self._recipe)
+        return Share.of(self._recipe, len(self._kin))
 
     @property
     def text(self) -> bytes | None:
@@ -133,13 +183,19 @@ class Run:
 
     @property
     def knobs(self) -> Knobs:
-        """How it is trained from the next step on."""
-        return self._knobs
+        """How it is trained from the next step on; of twins, the base."""
+        return self._kin[0].knobs
 
     @property
     def version(self) -> int:
-        """How often the knobs changed; each row of history carries the version in force. It never goes back."""
-        return self._version
+        """The number of these knobs; each row of history carries the one in force. It never goes back."""
+        return self._kin[0].version
+
+    @property
+    def twins(self) -> tuple[Twin, ...]:
+        """All that are trained together, the base first. Of a run alone only that."""
+        asked = self._asked
+        return tuple(Twin(self, one, asked.block) for one in self._kin.values())
 
     @property
     def speed(self) -> float | None:
@@ -168,7 +224,10 @@ class Run:
             playing, target = False, None
         can_go_on = status == "failed" and told.can_go_on
         notice = self._notice_of(told) if status == "ready" else ""
-        return RunState(status, message, playing, asked.block.step, asked.block.epoch, target, can_go_on, notice)
+        remade = asked.block.remade if status == "ready" else None
+        return RunState(
+            status, message, playing, asked.block.step, asked.block.epoch, target, can_go_on, notice, remade
+        )
 
     def _notice_of(self, told: Told) -> str:
         if told.unsaved:
@@ -176,29 +235,32 @@ class Run:
             return f"This run cannot be saved ({told.unsaved}). If its process ends, it falls back to {last}."
         return self._notice if time.monotonic() < self._notice_until else ""
 
-    def records_since(self, epoch: int, step: int, limit: int = 1 << 30) -> tuple[int, np.ndarray]:
+    def records_since(self, epoch: int, step: int, limit: int = 1 << 30, twin: int = 0) -> tuple[int, np.ndarray]:
         """The current epoch and its rows after `step`, oldest first; all its rows if `epoch` is another one.
 
         More than `limit` rows are thinned, extremes and the newest kept (`snapshot.thinned`). The rows are copies of
         `snapshot.record_dtype`.
-        """
-        block = self._asked.block
-        _, rows = block.history.since(step if epoch == block.epoch else -1, max(limit, 1))
-        return block.epoch, rows
 
-    def truth(self) -> tuple[int, list[dict[str, Any]]]:
+        Raises:
+            KeyError: there is no such twin.
+        """
+        return _rows(self._asked.block, self._kin[twin], epoch, step, limit)
+
+    def truth(self, twin: int = 0) -> tuple[int, list[dict[str, Any]]]:
         """How often the identities of SPEC 6 were checked in this beginning, and the newest: (0, []) before the first.
 
         Each is a `moeviz.truth.Identity` as a dictionary.
         """
-        return self._asked.block.truth()
+        return self._asked.block.lane(self._kin[twin].lane).truth()
 
     def labels_since(self, version: int) -> list[tuple[int, str]]:
         """The knob changes of this beginning after `version`: (version, what changed)."""
-        return [(number, label) for number, label in self._labels if number > version]
+        return [(number, label) for number, label in self._kin[0].labels if number > version]
 
     def set_knobs(self, knobs: Knobs, version: int | None = None) -> bool:
         """Train with other knobs from the next step on; if `version` is given, only while that is the newest.
+
+        Twins follow in everything but their own changes.
 
         Returns:
             Whether they are in force.
@@ -208,16 +270,121 @@ class Run:
         """
         with self._lock:
             self.touch()
-            if version not in (None, self._version):
+            if version not in (None, self.version):
                 return False
-            if knobs == self._knobs:
+            if knobs == self.knobs:
                 return True
             config.check(self._recipe, knobs)
-            label = "; ".join(config.describe_change(self._knobs, knobs))
-            self._note(knobs)
-            self._labels = (*self._labels[-MOST_VERSIONS:], (self._version, label))
-            self._send("knobs", knobs, self._version)
+            self._turn({number: kin.changed(self._recipe, knobs, one.changes)[0] for number, one in self._kin.items()})
             return True
+
+    # --- twins --------------------------------------------------------------------------------------------------------
+
+    def add_twin(self, changes: dict[str, Any], parent: int = 0, since: int = 0) -> int:
+        """Train another one beside: the same up to step `since`, from then on the base with these changes.
+
+        It makes the steps that the others have before they go on together.
+
+        Returns:
+            Its number.
+
+        Raises:
+            SettingsError: the changes are impossible, there is no such past any more, or no room; nothing changes.
+        """
+        with self._lock:
+            self.touch()
+            kin.check_changes(self._recipe, self.knobs, changes)
+            if parent not in self._kin:
+                raise SettingsError("The twin to part from is not there any more. Choose another one.")
+            if len(self._kin) >= MOST_TWINS:
+                raise SettingsError(f"There are {MOST_TWINS} twins already, as many as fit. Remove one first.")
+            self._host.grow(self, Share.of(self._recipe, len(self._kin) + 1))
+            return self._join(changes, self._kin[parent], since)
+
+    def change_twin(self, number: int, changes: dict[str, Any]) -> None:
+        """Have a twin differ from the base in this from the next step on.
+
+        Raises:
+            SettingsError: there is no such twin, it is the base, or the changes are impossible; nothing changes.
+        """
+        with self._lock:
+            self.touch()
+            self._other(number)
+            kin.check_changes(self._recipe, self.knobs, changes)
+            self._kin = self._kin | {number: replace(self._kin[number], changes=changes)}
+            self._turn({number: kin.changed(self._recipe, self.knobs, changes)[0]})
+
+    def remove_twin(self, number: int) -> None:
+        """Train without one of the twins from the next step on; its history goes.
+
+        Raises:
+            SettingsError: there is no such twin, or it is the base.
+        """
+        with self._lock:
+            self.touch()
+            self._other(number)
+            self._kin = {other: one for other, one in self._kin.items() if other != number}
+            self._host.grow(self, self.share)
+            self._meet()
+
+    def parts_after(self, parent: int = 0) -> int:
+        """The first step after which a twin can still part from this one: where its history begins to be whole."""
+        return self._asked.block.lane(self._kin[parent].lane).history.whole_since
+
+    def _other(self, number: int) -> None:
+        if number == 0:
+            raise SettingsError("This is the base, from which the others differ. Change or remove one of them.")
+        if number not in self._kin:
+            raise SettingsError("This twin is not there any more. Choose another one.")
+
+    def _join(self, changes: dict[str, Any], parent: Kin, since: int) -> int:
+        block = self._asked.block
+        base, lane = block.lane(0).history, block.lane(parent.lane)
+        reached, earliest = block.step if base.last_step >= 0 else -1, max(base.whole_since, lane.history.whole_since)
+        if not 0 <= since <= max(reached, 0):
+            raise SettingsError(f"Step {since} has not been made yet. Part at step {max(reached, 0)} or before.")
+        if since < earliest:
+            raise SettingsError(
+                f"Step {since} is too long ago: before step {earliest} not every step is kept. "
+                f"Part at step {earliest} or later, or reset and begin together."
+            )
+        rows, shared = base.since(since if since else -1)[1], lane.history.since(-1)[1]
+        shared = shared[shared["step"] <= since] if since else shared[:0]
+        behind = int(shared["version"][-1]) if len(shared) else parent.version
+        taken = {one.lane for one in self._kin.values()}
+        free = next(place for place in range(LANES) if place not in taken)
+        one = kin.parting(
+            parent, self._kin[0], self._numbers, free, since, changes, self._recipe, kin.turns_in(rows), reached,
+            self._next_version, behind,
+        )  # fmt: skip
+        self._numbers += 1
+        parted = lane.parted if lane.parted and lane.parted.step <= since else None
+        block.lane(free).begin(block.epoch, shared, parted)
+        self._kin = self._kin | {one.number: one}
+        block.tell_remade(0)
+        self._meet()
+        return one.number
+
+    def _meet(self) -> None:
+        self._asked.block.used = tuple(one.lane for one in self._kin.values())
+        self._send("twins", tuple(one.for_worker() for one in self._kin.values()))
+
+    @property
+    def _next_version(self) -> int:
+        return 1 + max(one.version for one in self._kin.values())
+
+    def _turn(self, knobs: dict[int, Knobs], tell: bool = True) -> None:
+        """Put other settings in force, for those twins for which they are others."""
+        turned = {number: wanted for number, wanted in knobs.items() if wanted != self._kin[number].knobs}
+        if not turned:
+            return
+        version, now = self._next_version, dict(self._kin)
+        for number, wanted in turned.items():
+            label = "; ".join(config.describe_change(now[number].knobs, wanted)) if tell else ""
+            now[number] = now[number].turned(wanted, version, label)
+        self._kin = now
+        if tell:
+            self._send("knobs", turned, version)
 
     def play(self, until: int | None = None) -> None:
         """Train, and pause after step `until` if given.
@@ -298,8 +465,8 @@ class Run:
         with self._lock:
             self.touch()
             self._host.check(recipe)
-            if knobs != self._knobs:
-                self._note(knobs)
+            own = {number: kin.changed(recipe, knobs, one.changes)[0] for number, one in self._kin.items()}
+            self._turn(own, tell=False)
             self._recipe, self._text = recipe, text
             self._begin(play)
 
@@ -351,7 +518,7 @@ class Run:
         """Write its history and settings to the vault, if they changed since. That it failed is told as a notice."""
         with self._lock:
             block = self._asked.block
-            now = block.epoch, block.step, self._version
+            now = block.epoch, block.step, self._kin
             if self._closed or now == self._kept or block.step == 0:
                 return
             saved = self._saved(block)
@@ -367,13 +534,13 @@ class Run:
             token=self.token,
             owner=self.owner,
             recipe=self._recipe,
-            versions=dict(self._versions),
-            labels=self._labels,
+            twins=tuple(self._kin.values()),
             text=self._text,
             epoch=block.epoch,
             beginning=self._beginning,
             playing=self.state().playing,
-            rows=block.history.since(-1)[1],
+            rows={number: block.lane(one.lane).history.since(-1)[1] for number, one in self._kin.items()},
+            parted={number: block.lane(one.lane).parted for number, one in self._kin.items()},
         )
 
     def take_up(self) -> None:
@@ -415,13 +582,6 @@ class Run:
                 self._asked.memory.close()
         self._host.forget(self)
 
-    def _note(self, knobs: Knobs) -> None:
-        self._version += 1
-        self._knobs = knobs
-        self._versions[self._version] = knobs
-        if len(self._versions) > MOST_VERSIONS:
-            del self._versions[min(self._versions)]
-
     def _say(self, notice: str) -> None:
         self._notice, self._notice_until = notice, time.monotonic() + NOTICE_SECONDS
 
@@ -441,10 +601,12 @@ class Run:
         block.begin(epoch=epoch, playing=play)
         self._beginning = saved.beginning if saved else epoch
         self._held, self._given_up = False, ""
-        if saved:
-            block.history.restore(saved.rows)
-        else:
-            self._labels, self._versions = (), {self._version: self._knobs}
+        if saved is None and before is not None:
+            self._kin = {number: one.again() for number, one in self._kin.items()}
+        for number, one in self._kin.items():
+            past = (saved.rows[number], saved.parted[number]) if saved else (None, None)
+            block.lane(one.lane).begin(epoch, *past)
+        block.used = tuple(one.lane for one in self._kin.values())
         if before is not None:
             before.memory.close()
             if before.worker is not None:
@@ -461,15 +623,14 @@ class Run:
         self._asked = replace(asked, worker=worker, taken_up=take_up)
         beginning = Beginning(
             recipe=self._recipe,
-            knobs=self._knobs,
+            twins=tuple(one.for_worker() for one in self._kin.values()),
             text=self._text,
-            version=self._version,
             playing=asked.playing if told.acknowledged < asked.serial else told.playing,
             period=self._period,
             memory_name=asked.memory.name,
             weights=str(self._host.vault.weights(self.token, self._beginning)),
             durable=self._host.vault.durable,
-            versions=dict(self._versions) if take_up else None,
+            returning=take_up,
             target=asked.target if told.acknowledged < asked.serial else told.target,
             acknowledged=asked.serial,
             held=self._held,

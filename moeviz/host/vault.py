@@ -1,9 +1,9 @@
 """Where does a run wait while it has no process, or no server?
 
-In two files of the data folder: `NAME.BEGINNING.weights`, which its worker writes (`moeviz.checkpoint`), and
-`NAME.run`, which the server writes: settings, text and the history of its steps, as safetensors. Both are written
-whole or not at all, and reading them executes nothing. The name is a hash of the run's token: a list of the folder
-opens none.
+In files of the data folder: `NAME.BEGINNING.weights`, which its worker writes (`moeviz.checkpoint`), a few older ones
+as `NAME.BEGINNING.STEP.past`, and `NAME.run`, which the server writes: settings, text and the histories of all
+twins, as safetensors. All are written whole or not at all, and reading them executes nothing. The name is a hash of the
+run's token: a list of the folder opens none.
 
 Without a folder of the operator's choice a temporary one is made. It serves a lost worker and a visitor who comes back
 late, and goes with the server.
@@ -27,6 +27,8 @@ import safetensors
 import safetensors.numpy
 
 from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.host.block import Parted
+from moeviz.host.kin import Kin
 from moeviz.snapshot import record_dtype
 
 try:
@@ -34,7 +36,7 @@ try:
 except ImportError:  # Windows: two servers in one folder, and what a killed one left, go unnoticed there
     fcntl = None
 
-FORMAT = 1
+FORMAT = 2
 TEMPORARY = "moeviz-"
 LOCK = "lock"
 
@@ -46,23 +48,23 @@ class Saved:
     token: str
     owner: str | None
     recipe: Recipe
-    versions: dict[int, Knobs]  # settings by their number; the largest is in force
-    labels: tuple[tuple[int, str], ...]
+    twins: tuple[Kin, ...]  # the base first
     text: bytes | None
     epoch: int
     beginning: int  # what its weights are filed under
     playing: bool
-    rows: np.ndarray
+    rows: dict[int, np.ndarray]  # histories, by the twins' numbers
+    parted: dict[int, Parted | None]
 
     @property
     def knobs(self) -> Knobs:
-        """The settings in force."""
-        return self.versions[max(self.versions)]
+        """The base's settings in force."""
+        return self.twins[0].knobs
 
     @property
     def step(self) -> int:
-        """The newest step of its history."""
-        return int(self.rows["step"][-1]) if len(self.rows) else 0
+        """The newest step of its histories."""
+        return max((int(rows["step"][-1]) for rows in self.rows.values() if len(rows)), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +123,15 @@ class Vault:
             "token": saved.token,
             "owner": saved.owner,
             "recipe": asdict(saved.recipe),
-            "versions": {number: asdict(knobs) for number, knobs in saved.versions.items()},
-            "labels": saved.labels,
+            "twins": [asdict(twin) for twin in saved.twins],
+            "parted": {number: parted and asdict(parted) for number, parted in saved.parted.items()},
             "epoch": saved.epoch,
             "beginning": saved.beginning,
             "playing": saved.playing,
             "step": saved.step,
-            "row_bytes": saved.rows.dtype.itemsize,
+            "row_bytes": saved.rows[0].dtype.itemsize,
         }
-        tensors = {"rows": np.frombuffer(saved.rows.tobytes(), np.uint8)}
+        tensors = {f"rows/{number}": np.frombuffer(rows.tobytes(), np.uint8) for number, rows in saved.rows.items()}
         if saved.text is not None:
             tensors["text"] = np.frombuffer(saved.text, np.uint8)
         data = safetensors.numpy.save(tensors, metadata={"moeviz": json.dumps(about)})
@@ -146,9 +148,11 @@ class Vault:
             finally:
                 part.unlink(missing_ok=True)
             self._kept[saved.token] = Kept(saved.token, saved.owner, saved.step, self._now())
-        for old in self.folder.glob(f"{_name(saved.token)}.*.weights"):
-            if old != self.weights(saved.token, saved.beginning):
-                old.unlink(missing_ok=True)
+        current = f"{_name(saved.token)}.{saved.beginning}."
+        for ending in ("weights", "past"):
+            for old in self.folder.glob(f"{_name(saved.token)}.*.{ending}"):
+                if not old.name.startswith(current):
+                    old.unlink(missing_ok=True)
 
     def load(self, token: str) -> Saved | None:
         """The run of a token, None if there is none.
@@ -261,14 +265,24 @@ def _saved(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Saved:
         token=about["token"],
         owner=about["owner"],
         recipe=recipe,
-        versions={int(number): Knobs(**knobs) for number, knobs in about["versions"].items()},
-        labels=tuple((number, label) for number, label in about["labels"]),
+        twins=tuple(_twin(twin) for twin in about["twins"]),
         text=tensors["text"].tobytes() if "text" in tensors else None,
         epoch=about["epoch"],
         beginning=about["beginning"],
         playing=about["playing"],
-        rows=np.frombuffer(tensors["rows"].tobytes(), dtype),
+        rows={twin["number"]: _rows(tensors, twin["number"], dtype) for twin in about["twins"]},
+        parted={int(number): parted and Parted(**parted) for number, parted in about["parted"].items()},
     )
+
+
+def _rows(tensors: dict[str, np.ndarray], number: int, dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(tensors[f"rows/{number}"].tobytes(), dtype)
+
+
+def _twin(about: dict[str, Any]) -> Kin:
+    pairs = {name: tuple((first, second) for first, second in about[name]) for name in ("labels", "plan", "lineage")}
+    versions = {int(number): Knobs(**knobs) for number, knobs in about["versions"].items()}
+    return Kin(**about | pairs | {"versions": versions})
 
 
 def _kept(path: Path) -> Kept | None:

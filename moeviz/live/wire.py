@@ -39,6 +39,7 @@ LAYOUT = (
     ("fair_max_vio_p95", "point", "step"),
     ("fair_min_load_p05", "point", "step"),
     ("steps_per_second", "newest", "step"),  # the screen shows the newest alone: it stands for all rows
+    ("routed_differently", "point", "step"),  # between twins
     ("fan_out", "point", "layer"),
     ("dead_experts", "whole", "layer"),
     ("load", "whole", "expert"),

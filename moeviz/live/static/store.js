@@ -16,6 +16,7 @@ const PER_STEP = {
   fair_max_vio_p95: Float32Array,
   fair_min_load_p05: Float32Array,
   steps_per_second: Float32Array,
+  routed_differently: Float32Array,
   smooth_loss: Float32Array,
 };
 const PER_LAYER = {

@@ -11,6 +11,7 @@ const LAYOUT = [
   ["fair_max_vio_p95", "point", "step"],
   ["fair_min_load_p05", "point", "step"],
   ["steps_per_second", "newest", "step"],
+  ["routed_differently", "point", "step"],
   ["fan_out", "point", "layer"],
   ["dead_experts", "whole", "layer"],
   ["load", "whole", "expert"],
