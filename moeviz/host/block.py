@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,8 +92,7 @@ class Told:
     unsaved: str
 
 
-@dataclass(frozen=True, slots=True)
-class Parted:
+class Parted(NamedTuple):
     """Where a twin's routing and the first twin's were different for the first time."""
 
     step: int

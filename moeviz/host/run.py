@@ -280,6 +280,12 @@ class Run:
 
     # --- twins --------------------------------------------------------------------------------------------------------
 
+    @property
+    def catching_up(self) -> tuple[int, int] | None:
+        """While steps are made again for a twin that came later: the newest of them, and the last."""
+        state = self.state()
+        return None if state.remade is None else (state.remade, state.step)
+
     def add_twin(self, changes: dict[str, Any], parent: int = 0, since: int = 0) -> int:
         """Train another one beside: the same up to step `since`, from then on the base with these changes.
 

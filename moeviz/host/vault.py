@@ -124,7 +124,7 @@ class Vault:
             "owner": saved.owner,
             "recipe": asdict(saved.recipe),
             "twins": [asdict(twin) for twin in saved.twins],
-            "parted": {number: parted and asdict(parted) for number, parted in saved.parted.items()},
+            "parted": saved.parted,
             "epoch": saved.epoch,
             "beginning": saved.beginning,
             "playing": saved.playing,
@@ -271,7 +271,7 @@ def _saved(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Saved:
         beginning=about["beginning"],
         playing=about["playing"],
         rows={twin["number"]: _rows(tensors, twin["number"], dtype) for twin in about["twins"]},
-        parted={int(number): parted and Parted(**parted) for number, parted in about["parted"].items()},
+        parted={int(number): parted and Parted(*parted) for number, parted in about["parted"].items()},
     )
 
 
