@@ -22,6 +22,7 @@ TASKS = ("skills", "text")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bfloat16")
 MAX_PARAMETERS = 20_000_000
+MAX_TWINS = 8  # runs that are trained together
 
 # The knob that holds the weight of each loss. Any of them may be on at the same time; 0 is off.
 LOSS_WEIGHTS = {loss: "alpha" if loss == "batch" else f"alpha_{loss}" for loss in strategies.LOSSES}

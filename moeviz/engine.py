@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moeviz import balance, truth
-from moeviz.config import MAX_PARAMETERS, Knobs, Recipe, SettingsError
+from moeviz.config import MAX_PARAMETERS, MAX_TWINS, Knobs, Recipe, SettingsError
 from moeviz.snapshot import Snapshot
 from moeviz.training import (
     EVAL_EVERY,
@@ -23,8 +23,6 @@ from moeviz.training import (
 )
 
 __all__ = ["EVAL_EVERY", "WARM_UP_STEPS", "Engine", "HeldOut", "TrainingDiverged", "Twins", "available_devices"]
-
-MAX_TWINS = 8
 
 
 class Engine(Training):
