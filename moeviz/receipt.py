@@ -130,9 +130,21 @@ def issue(
 
 
 def plan_of(rows: np.ndarray, versions: Mapping[int, Knobs]) -> list[tuple[int, Knobs]]:
-    """The first step under each knobs, from a history whose rows say by number which were in force."""
-    first = np.flatnonzero(np.diff(rows["version"].astype(np.int64), prepend=-1))
-    return [(int(rows["step"][place]), versions[int(rows["version"][place])]) for place in first]
+    """The first step under each knobs, from a history whose rows say by number which were in force.
+
+    Raises:
+        SettingsError: rows around a change were thinned out, and its step is not known for sure. (Of several changes
+            that were close to each other, a thinned history keeps the first.)
+    """
+    step, version = rows["step"].astype(np.int64), rows["version"].astype(np.int64)
+    for place in np.flatnonzero(np.diff(version)):
+        if step[place + 1] != step[place] + 1:
+            raise SettingsError(
+                f"This run's history does not tell any more at which step after {step[place]} and up to "
+                f"{step[place + 1]} its settings were changed, so it has no receipt. Take the receipt earlier."
+            )
+    first = np.flatnonzero(np.diff(version, prepend=-1))
+    return [(int(step[place]), versions[int(version[place])]) for place in first]
 
 
 def hash_of(row: np.void) -> str:
