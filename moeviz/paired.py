@@ -89,7 +89,7 @@ def sentence(figure: str, difference: Difference, base: str) -> str:
         interval = f"{INTERVAL} {near:.{decimals}f} to {far:.{decimals}f} {shown.split()[-1]}"
         return f"{figure}: {shown} than {base} ({interval}, {seeds})."
     interval = f"{INTERVAL} {_direction(difference.low, decimals)} to {_direction(difference.high, decimals)}"
-    mean = f"{shown} on average" if difference.mean else "equal on average"
+    mean = f"{shown} on average" if round(difference.mean, decimals) else "about equal on average"
     return f"{figure}: cannot be told apart from {base} ({mean}, {interval}, {seeds})."
 
 
