@@ -7,10 +7,12 @@ import platform
 import sys
 import time
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from moeviz import export, params, presets
 from moeviz.config import (
@@ -35,6 +37,7 @@ PRINTED = (
     *("specialisation", "interference_router_ratio", "interference_trunk_ratio", "dropped_fraction", "dead_experts"),
     *("fan_out", "steps_per_second"),
 )
+WRITTEN = (*export.ENDINGS, ".html")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,7 +104,17 @@ def count_parameters(name: str, changes: tuple[str, ...], as_json: bool) -> None
 @click.option(
     "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write every step, as .parquet, .csv or .json; or as .html, a replay that any browser plays offline.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def run(
     task: str,
@@ -110,17 +123,19 @@ def run(
     steps: int,
     seed: int | None,
     text_file: Path | None,
+    settings_file: Path | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Train the toy and print what the page would show."""
     try:
-        recipe, knobs = _settings(task, preset_name, changes, seed)
+        base = export.read_settings(_content(settings_file)) if settings_file else _base(task, preset_name)
+        recipe, knobs = _settings(base, changes, seed)
         if steps < 1:
             raise SettingsError(f"--steps {steps} trains nothing. Choose at least 1.")
         if out:
-            export.check_ending(out)
-        result = train(recipe, knobs, steps, _read(text_file, task), out)
+            export.check_ending(out, WRITTEN)
+        result = train(recipe, knobs, steps, _read(text_file, recipe.task), out)
     except SettingsError as refusal:
         raise click.ClickException(str(refusal)) from None
     if as_json:
@@ -160,13 +175,35 @@ def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Pat
         "device": engine.device,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
-    _, rows = history.since(0 if history.count > 1 else -1)
+    rows = _made(history)
     if out:
-        export.write(out, rows, settings)
+        _write(out, history, settings, recipe, knobs)
     held_out = None if diverged else engine.examine()
     final = export.summarize_held_out(held_out.loss, held_out.joint_LEC) if held_out else {}
     rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
     return export.summarize(rows) | final | rate | settings
+
+
+def _write(out: Path, history: History, settings: dict[str, Any], recipe: Recipe, knobs: Knobs) -> None:
+    """What --out asks for. A replay begins with step 0, the untrained model; tables have the steps that were made."""
+    if out.suffix.lower() != ".html":
+        export.write(out, _made(history), settings)
+        return
+    from moeviz.live import replay
+
+    recorded = replay.Recorded(recipe, knobs, history.since(-1)[1], versions={0: knobs})
+    title, date = replay.title(recipe, knobs), f"{datetime.now():%Y-%m-%d}"
+    out.write_bytes(replay.html([recorded], title=title, date=date, receipt=_receipt(settings)))
+
+
+def _made(history: History) -> np.ndarray:
+    """All steps but step 0, which is kept only where there is no other."""
+    return history.since(0 if history.count > 1 else -1)[1]
+
+
+def _receipt(settings: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    return f"Trained on {settings['device']} with {versions}."
 
 
 def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[History, Engine, float, str | None]:
@@ -191,7 +228,7 @@ def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[
 def _count(name: str, changes: tuple[str, ...]) -> tuple[params.Count, params.Architecture | None]:
     if name == "toy":
         task = dict(change.partition("=")[::2] for change in changes).get("task", "").strip()
-        recipe, knobs = _settings(task if task in TASKS else "skills", "no_balancing", changes, None)
+        recipe, knobs = _settings(_base(task if task in TASKS else "skills", "no_balancing"), changes, None)
         return params.count_toy(recipe, knobs.top_k), None
     model = params.architecture(name)
     if changes:
@@ -199,7 +236,11 @@ def _count(name: str, changes: tuple[str, ...]) -> tuple[params.Count, params.Ar
     return params.count(model), model
 
 
-def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:
+def _base(task: str, preset_name: str) -> tuple[Recipe, Knobs]:
+    return Recipe(task=task, **TASK_DEFAULTS[task]), presets.preset(preset_name).knobs
+
+
+def _settings(base: tuple[Recipe, Knobs], changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:
     values = {}
     for change in changes:
         name, equals, value = change.partition("=")
@@ -208,8 +249,7 @@ def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int |
         values[name.strip()] = value
     if seed is not None:
         values["seed"] = str(seed)
-    base = Recipe(task=task, **TASK_DEFAULTS[task])
-    recipe, knobs = parse_settings(values, base, presets.preset(preset_name).knobs)
+    recipe, knobs = parse_settings(values, *base)
     check(recipe, knobs)
     return recipe, knobs
 
@@ -219,7 +259,11 @@ def _read(text_file: Path | None, task: str) -> bytes | None:
         return None
     if task != "text":
         raise SettingsError(f"--text {text_file} needs a task that reads. Add --task text.")
+    return _content(text_file)
+
+
+def _content(path: Path) -> bytes:
     try:
-        return text_file.read_bytes()
+        return path.read_bytes()
     except OSError as fault:
-        raise SettingsError(f"{text_file} cannot be read: {fault.strerror}. Name a file that exists.") from None
+        raise SettingsError(f"{path} cannot be read: {fault.strerror}. Name a file that exists.") from None
