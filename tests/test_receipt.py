@@ -401,6 +401,12 @@ def test_a_receipt_written_here_is_confirmed_here(tmp_path):
     ]
 
 
+def test_a_replay_carries_the_receipt(tmp_path):
+    page = tmp_path / "run.html"
+    told = json.loads(receipt_file(tmp_path, "--out", page).read_text())
+    assert told["last"] in page.read_text(encoding="utf-8")
+
+
 def test_changes_on_the_way_are_made_again(tmp_path):
     path = tmp_path / "receipt.json"
     recipe = replace(SMALL, seed=5)

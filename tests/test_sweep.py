@@ -20,7 +20,6 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from moeviz import cells as cells_module
 from moeviz import engine, farm
 from moeviz import sweep as sweeps
 from moeviz.cells import Cells
@@ -331,7 +330,6 @@ def test_when_all_have_diverged_nothing_more_is_trained(monkeypatch):
 def test_cells_of_two_seeds_are_not_trained_together():
     with pytest.raises(ValueError, match="share a seed"):
         Cells(plan(), plan().cells)
-    assert cells_module.__doc__
 
 
 def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else():
@@ -505,6 +503,15 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_trained(tmp_path
     result = run("--vary", "u=0.1,0.2", "--task", "text", "--text", path)
     assert result.exit_code == 1
     assert "The text has 5 bytes" in result.stderr
+
+
+def test_settings_of_a_file_are_swept_around(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps({"recipe": {"num_experts": 8}, "knobs": {"bias_rule": "sign", "u": 0.01}}))
+    small = ("--set", "tokens_per_step=64", "--steps", 2, "--jobs", 1)
+    told = json.loads(call("sweep", "--settings", path, "--vary", "u=0.1,0.01", *small, "--json").stdout)
+    assert (told["recipe"]["num_experts"], told["knobs"]["bias_rule"]) == (8, "sign")
+    assert {found["base"] for found in told["differences"]} == {0.01}
 
 
 def test_the_help_explains_every_figure_and_the_interval():

@@ -6,10 +6,12 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from moeviz import export, params, presets, receipt
 from moeviz.cli import options
@@ -26,6 +28,7 @@ PRINTED = (
     *("specialisation", "interference_router_ratio", "interference_trunk_ratio", "dropped_fraction", "dead_experts"),
     *("fan_out", "steps_per_second"),
 )
+WRITTEN = (*export.ENDINGS, ".html")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,7 +99,17 @@ def count_parameters(name: str, changes: tuple[str, ...], as_json: bool) -> None
 @click.option(
     "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write every step, as .parquet, .csv or .json; or as .html, a replay that any browser plays offline.",
+)
 @click.option(
     "--receipt",
     "receipt_file",
@@ -111,17 +124,18 @@ def run(
     steps: int,
     seed: int | None,
     text_file: Path | None,
+    settings_file: Path | None,
     out: Path | None,
     receipt_file: Path | None,
     as_json: bool,
 ) -> None:
     """Train the toy and print what the page would show."""
     try:
-        recipe, knobs = options.settings(options.base(task, preset_name), changes, seed)
+        recipe, knobs = options.settings(options.base(task, preset_name, settings_file), changes, seed)
         if steps < 1:
             raise SettingsError(f"--steps {steps} trains nothing. Choose at least 1.")
         if out:
-            export.check_ending(out)
+            export.check_ending(out, WRITTEN)
         result = train(recipe, knobs, steps, options.text(text_file, recipe.task), out, receipt_file)
     except SettingsError as refusal:
         raise click.ClickException(str(refusal)) from None
@@ -164,17 +178,31 @@ def train(
         "device": engine.device,
         "versions": machine.versions(),
     }
-    _, rows = history.since(0 if history.count > 1 else -1)
-    if out:
-        export.write(out, rows, settings)
+    every, rows = history.since(-1)[1], _made(history)
+    issued = receipt.issue(recipe, [(0, knobs)], every, text=text, **machine.circumstances(engine.device))
     if receipt_file:
-        _, every = history.since(-1)
-        issued = receipt.issue(recipe, [(0, knobs)], every, text=text, **machine.circumstances(engine.device))
         receipt_file.write_text(receipt.to_json(issued), encoding="utf-8")
+    if out and out.suffix.lower() == ".html":
+        _write_replay(out, recipe, knobs, every, issued)
+    elif out:
+        export.write(out, rows, settings)
     held_out = None if diverged else engine.examine()
     final = export.summarize_held_out(held_out.loss, held_out.joint_LEC) if held_out else {}
     rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
     return export.summarize(rows) | final | rate | settings
+
+
+def _write_replay(out: Path, recipe: Recipe, knobs: Knobs, rows: np.ndarray, issued: receipt.Receipt) -> None:
+    from moeviz.live import replay
+
+    recorded = replay.Recorded(recipe, knobs, rows, versions={0: knobs})
+    title, date = replay.title(recipe, knobs), f"{datetime.now():%Y-%m-%d}"
+    out.write_bytes(replay.html([recorded], title=title, date=date, receipt=receipt.to_json(issued)))
+
+
+def _made(history: History) -> np.ndarray:
+    """All steps but step 0, which is kept only where there is no other."""
+    return history.since(0 if history.count > 1 else -1)[1]
 
 
 def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[History, Engine, float, str | None]:

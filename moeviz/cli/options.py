@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moeviz import presets
+from moeviz import export, presets
 from moeviz.config import TASK_DEFAULTS, Knobs, Recipe, SettingsError, check, parse_settings
 
 
-def base(task: str, preset_name: str) -> tuple[Recipe, Knobs]:
-    """Settings of --task and --preset, before --set.
+def base(task: str, preset_name: str, path: Path | None = None) -> tuple[Recipe, Knobs]:
+    """Settings of --settings, or else of --task and --preset, before --set.
 
     Raises:
-        SettingsError: there is no such preset.
+        SettingsError: there is no such preset, or the file holds no settings.
     """
+    if path is not None:
+        return export.read_settings(content(path))
     return Recipe(task=task, **TASK_DEFAULTS[task]), presets.preset(preset_name).knobs
 
 

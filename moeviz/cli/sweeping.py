@@ -57,6 +57,12 @@ class _Outcome:
 @click.option(
     "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
 )
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
+)
 @click.option("--jobs", type=int, help="Processes that train.  [default: one per core; one on a GPU]")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -69,13 +75,14 @@ def sweep(
     steps: int,
     base: str | None,
     text_file: Path | None,
+    settings_file: Path | None,
     jobs: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Train the toy at several values of one knob, from several seeds, on all cores, and compare."""
     try:
-        recipe, knobs = options.settings(options.base(task, preset_name), changes)
+        recipe, knobs = options.settings(options.base(task, preset_name, settings_file), changes)
         field, values = _only(vary)
         planned = Sweep(recipe, knobs, field, values, _seeds(recipe.seed, seeds), steps)
         compared_with = planned.usual_base if base is None else _value(field, base)
