@@ -91,6 +91,14 @@ def test_a_nan_is_a_nan():
     assert hash_of(negative[0]) == hash_of(a_row()[0])
 
 
+def test_the_same_bytes_under_another_name_or_type_have_another_hash():
+    renamed, retyped = a_row(), a_row()
+    renamed.dtype.names = ["seen" if name == "task_loss" else name for name in renamed.dtype.names]
+    types = [(name, "<u4" if name == "task_loss" else retyped.dtype[name]) for name in retyped.dtype.names]
+    assert renamed.tobytes() == retyped.tobytes()
+    assert len({hash_of(row[0]) for row in (a_row(), renamed, retyped.view(types))}) == 3
+
+
 def test_numbers_that_change_places_change_the_hash():
     moved = a_row()
     moved["task_loss"], moved["added_loss"] = a_row()["added_loss"], a_row()["task_loss"]

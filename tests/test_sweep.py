@@ -332,17 +332,19 @@ def test_cells_of_two_seeds_are_not_trained_together():
         Cells(plan(), plan().cells)
 
 
-def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else():
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else(deaths):
+    """Of two processes one, or both: then others take their place."""
     sweep, killed = plan(seeds=(0, 1, 2), steps=100), []
 
-    def kill_one(made: int) -> None:
+    def kill(made: int) -> None:
         if not killed:
-            killed.append(multiprocessing.active_children()[0])
-            killed[0].kill()
+            killed.extend(multiprocessing.active_children()[:deaths])
+            for process in killed:
+                process.kill()
 
-    done = list(farm.train(sweep, None, 2, kill_one))
-    lost = [cells for cells, results in done if results is None]
-    assert len(lost) == 1
+    done = list(farm.train(sweep, None, 2, kill))
+    assert len([cells for cells, results in done if results is None]) == deaths
     assert sorted(cell for cells, _ in done for cell in cells) == sorted(sweep.cells)
     assert all(len(result.rows) == 100 for _, results in done for result in results or [])
 
@@ -452,7 +454,7 @@ def test_ctrl_c_keeps_the_runs_that_are_done_and_says_so(monkeypatch, tmp_path):
 def test_ctrl_c_ends_every_process_without_a_word_from_them(tmp_path):
     """The real thing, interrupted when two processes have made two thirds of the steps."""
     path, (ours, theirs) = tmp_path / "sweep.parquet", pty.openpty()
-    settings = [*SET, "--vary", "u=1e-3,3e-3", "--seeds", "3", "--steps", "500", "--jobs", "2", "--out", str(path)]
+    settings = [*SET, "--vary", "u=1e-3,3e-3", "--seeds", "3", "--steps", "300", "--jobs", "2", "--out", str(path)]
     command = [sys.executable, "-m", "moeviz", "sweep", "--preset", "loss_free", *settings]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, start_new_session=True
@@ -469,7 +471,7 @@ def test_ctrl_c_ends_every_process_without_a_word_from_them(tmp_path):
     done = int(re.search(r"Stopped: (\d) of 6 runs are done\.", seen)[1])
     assert 3 <= done < 6
     assert "Traceback" not in seen + printed
-    assert pyarrow.parquet.read_table(path).num_rows == done * 500
+    assert pyarrow.parquet.read_table(path).num_rows == done * 300
 
 
 @pytest.mark.parametrize(
