@@ -67,7 +67,7 @@ def live_charts(
         "token": token,
         "visit": visit,
         "known": known,
-        "modules": [name for name in assets.static() if name.endswith(".js")],
+        "modules": list(assets.modules("main.js")),
         "recorded": (recorded := "start.bin" in assets.static()),
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},
