@@ -89,6 +89,7 @@ class Live {
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
     for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
     for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
+    this.frame.panels = this.panels;
   }
 
   // Data, styles and Plotly.js are all on their way at once; the first two make a picture, the last its axes.

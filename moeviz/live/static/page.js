@@ -2,6 +2,7 @@
 
 import { el } from "./dom.js";
 import { Info } from "./info.js";
+import { Menu } from "./menu.js";
 import { Strip } from "./strip.js";
 import { TimeBar } from "./time_bar.js";
 import { Toolbar } from "./toolbar.js";
@@ -16,7 +17,8 @@ export class Page {
     this.info = new Info(this.root);
     this.strip = new Strip(texts.numbers, this.info);
     this.truth = new Truth(IDENTITIES, this.info);
-    this.toolbar = new Toolbar(view);
+    this.panels = []; // filled by whoever makes the charts
+    this.toolbar = new Toolbar(view, new Menu(view, () => this.panels));
     this.time = new TimeBar(view, { branch });
     this.grid = el("div", { class: "grid" });
     this.root.append(this.strip.root, this.truth.root, this.toolbar.root, this.time.root, this.grid);

@@ -14,7 +14,7 @@ import { nearest } from "./view.js";
 
 const STEP = "step";
 const THINNED = "step (older ones thinned, extremes kept)";
-const LOG_STEP = "step (log; step 0 has no place)";
+const LOG_STEP = "step (log, no 0)";
 const FAINT = 0.75; // how far what came after the shown moment goes back into the background
 const HANDLE_PX = 5;
 
@@ -31,7 +31,7 @@ export class StepChart extends Panel {
     const [x, y] = this.axisNow;
     const [xType, yType] = this.axisTypes;
     const steps = { range: [...x], type: xType, showgrid: false, nticks: 6, tickformat: ",d", title: title(theme, this.stepTitle) };
-    const values = { range: [...y], type: yType, fixedrange: true, nticks: 5, tickformat: "~g", ...this.kind.yAxis?.(this.store) };
+    const values = { range: [...y], type: yType, fixedrange: true, nticks: 5, tickformat: "~g", ...this.kind.yAxis?.(this.store), ...this.#ticks() };
     return { dragmode: "zoom", xaxis: axis(theme, steps), yaxis: axis(theme, values) };
   }
 
@@ -63,7 +63,7 @@ export class StepChart extends Panel {
       setHidden(entry, !text);
       setText(entry.querySelector(".says"), text);
     }
-    setText(this.card.unit, [this.card.text.unit, p.logValues ? "log, 0 has no place" : ""].filter(Boolean).join(" · "));
+    setText(this.card.unit, [this.card.text.unit, p.logValues ? "log, no 0" : ""].filter(Boolean).join(" · "));
   }
 
   #frame(store) {
@@ -100,12 +100,19 @@ export class StepChart extends Panel {
 
   moving() {
     const [x, y] = this.axisNow;
-    const ticks = this.kind.yAxis?.(this.store)?.dtick;
     const [xType, yType] = this.axisTypes;
-    const moving = {
-      "xaxis.type": xType, "yaxis.type": yType, "xaxis.range": [...x], "yaxis.range": [...y], "xaxis.title.text": this.stepTitle,
+    const ticks = Object.entries(this.#ticks()).map(([name, value]) => [`yaxis.${name}`, value]);
+    return {
+      "xaxis.range": [...x], "yaxis.range": [...y], "xaxis.title.text": this.stepTitle, "xaxis.type": xType, "yaxis.type": yType,
+      ...Object.fromEntries(ticks),
     };
-    return ticks ? { ...moving, "yaxis.dtick": ticks } : moving;
+  }
+
+  // Where the vertical axis has its numbers: everywhere as told, or where Plotly sees fit.
+  #ticks() {
+    if (this.axisTypes[1] === "log") return { tickmode: "array", tickvals: logTicks(...this.axisNow[1]) };
+    const dtick = this.kind.yAxis?.(this.store)?.dtick;
+    return dtick ? { tickmode: "linear", dtick } : { tickmode: "auto" };
   }
 
   #paint(p) {
@@ -188,4 +195,12 @@ export class StepChart extends Panel {
   describe() {
     return this.frame?.store.count ? this.kind.describe(this.frame, this.page.view.index(this.frame.store)) : "No data yet.";
   }
+}
+
+// Of 1, 2, 5 times the powers of ten between two of them as many as have room; Plotly's own would lie on each other.
+function logTicks(low, high) {
+  const factors = high - low < 1.2 ? [1, 2, 3, 5] : high - low < 3 ? [1, 2, 5] : [1];
+  const ticks = [];
+  for (let power = Math.floor(low); power <= high; power++) for (const factor of factors) ticks.push(Number(`${factor}e${power}`));
+  return ticks.filter((tick) => Math.log10(tick) >= low - 1e-9 && Math.log10(tick) <= high + 1e-9);
 }

@@ -25,7 +25,7 @@ export class TimeBar {
   }
 
   #listen() {
-    this.live.addEventListener("click", () => this.view.set({ at: null }));
+    this.live.addEventListener("click", () => this.view.set({ at: null, until: null }));
     this.back.addEventListener("click", () => this.#move(-1));
     this.forward.addEventListener("click", () => this.#move(1));
     this.branch.addEventListener("click", () => this.branches(this.store.step[this.view.index(this.store)]));
@@ -74,7 +74,7 @@ export class TimeBar {
     setText(this.text, store.count ? `step ${step}${past ? ` of ${last}` : ""}` : "");
     // A screen reader would say every new step of a slider that has the focus.
     this.#say(this.slider, "aria-valuetext", past ? `step ${step} of ${last}` : "live, the newest step");
-    this.#say(this.live, "aria-pressed", String(!past));
+    this.#say(this.live, "aria-pressed", String(!past && view.until === null));
     this.root.classList.toggle("past", past);
     setHidden(this.branch, !(past && this.branches && branchable));
   }
