@@ -261,10 +261,17 @@ def test_it_follows_the_readers_colours_and_width(open_replay, trained):
 
 def test_a_chart_can_be_saved_from_it(open_replay, trained):
     page = open_replay(replay.html([trained], title="A run"))
-    page.locator("[data-chart=loss] .plot").hover()
-    with page.expect_download() as saved:
-        page.locator("[data-chart=loss] [data-title='Download as PNG']").click()
-    assert saved.value.path().read_bytes()[1:4] == b"PNG"
+    go_to(page, 70)
+    for form, beginning in (("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+        page.locator("[data-chart=loss] .plot").hover()
+        with page.expect_download() as saved:
+            page.locator(f"[data-chart=loss] [data-title='Download as {form}']").click()
+        assert saved.value.path().read_bytes().startswith(beginning)
+        assert "loss" in saved.value.suggested_filename
+        assert "70" in saved.value.suggested_filename
+    button(page, "Charts").click()
+    expect(page.get_by_text("Log steps")).to_be_visible()
+    expect(page.get_by_text("Pause drawing")).to_be_hidden()
 
 
 def test_a_damaged_file_says_so(browser, tmp_path, trained):  # noqa: F811

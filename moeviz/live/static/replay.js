@@ -27,8 +27,9 @@ class Replay {
     this.player = new Player(this.view, this.frame.time);
     this.about = new About(told, (run) => this.#choose(run));
     this.frame.root.prepend(this.about.root, this.player.root);
-    // Checked while training, and not recorded; and nothing here is live.
-    for (const node of [this.frame.truth.root, this.frame.time.live]) setHidden(node, true);
+    // Identities are checked while training, and not recorded; and nothing here is live.
+    const { truth, time, toolbar } = this.frame;
+    for (const node of [truth.root, time.live, toolbar.menu.pause.closest("label")]) setHidden(node, true);
     this.drawn = 0;
     this.#keepZoomBox();
   }
@@ -51,6 +52,7 @@ class Replay {
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
     for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
     for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
+    this.frame.panels = this.panels;
     setInterval(() => this.panels.forEach((panel) => panel.speak()), SPEAK_MS);
     this.#choose(0);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#wear());
