@@ -1,4 +1,4 @@
-// Moves through the steps of a recording, by itself or by hand.
+// Moves a view through the steps of a recording: by itself at a speed, or by keys. The slider is the page's time bar.
 
 import { el, setText } from "./dom.js";
 
@@ -8,23 +8,17 @@ const LONGEST_MS = 500; // between two frames; a tab that was hidden goes on whe
 const JUMP = 10; // entries, with Shift
 
 export class Player {
-  // moved() is called whenever another entry is to be shown, or playing begins or ends.
-  constructor(moved) {
-    this.moved = moved;
-    this.index = 0; // the entry shown
-    this.place = 0; // the step reached: between two entries while it plays
+  constructor(view, bar) {
+    this.view = view;
     this.speed = SPEEDS[0];
     this.playing = false;
+    this.place = 0; // the step reached while it plays: between two entries
     this.button = el("button", { type: "button", class: "play" }, el("span", { class: "glyph", "aria-hidden": "true" }), el("span"));
     this.button.addEventListener("click", () => this.toggle());
     this.speeds = SPEEDS.map((speed) => this.#speedButton(speed));
-    this.slider = el("input", { type: "range", "aria-label": "Step", step: "1" });
-    this.slider.addEventListener("input", () => this.#go(this.#nearest(Number(this.slider.value))));
-    this.label = el("output", { class: "at" });
-    this.root = el(
-      "div", { class: "player", role: "group", "aria-label": "Player" }, this.button,
-      el("div", { class: "windows", role: "group", "aria-label": "Speed" }, ...this.speeds), this.slider, this.label,
-    );
+    const speeds = el("div", { class: "windows", role: "group", "aria-label": "Speed" }, ...this.speeds);
+    this.slider = bar.slider;
+    this.root = el("div", { class: "player", role: "group", "aria-label": "Player" }, this.button, speeds, bar.root);
     // Before anything else on the page: a button that was clicked keeps the focus, and keeps keys from others.
     window.addEventListener("keydown", (event) => this.#key(event), true);
   }
@@ -34,7 +28,7 @@ export class Player {
     const button = el("button", { type: "button", title: told, "aria-label": `${speed} times: ${told}` }, `${speed}×`);
     button.addEventListener("click", () => {
       this.speed = speed;
-      this.#show();
+      this.view.changed();
     });
     return button;
   }
@@ -42,70 +36,55 @@ export class Player {
   // Another recording, at the same step if it has it.
   follow(store) {
     this.store = store;
-    this.slider.min = store.step[0];
-    this.slider.max = store.lastStep;
-    this.#go(this.#nearest(this.place));
+    this.#goTo(this.view.at === null ? 0 : this.view.index(store));
+  }
+
+  // A recording has no newest moment that moves on: the end is a step like any other.
+  draw() {
+    const { view, store } = this;
+    view.at = store.step[view.index(store)];
+    setText(this.button.lastChild, this.playing ? "Pause" : "Play");
+    this.button.dataset.playing = String(this.playing);
+    this.speeds.forEach((button, i) => button.setAttribute("aria-pressed", String(SPEEDS[i] === this.speed)));
   }
 
   toggle() {
     this.playing = !this.playing;
-    if (this.playing && this.index === this.store.count - 1) this.#go(0);
+    const { view, store } = this;
+    if (this.playing && view.index(store) === store.count - 1) this.#goTo(0);
+    this.place = this.reached = view.at;
     this.before = undefined;
     if (this.playing) requestAnimationFrame((now) => this.#tick(now));
-    this.#show();
+    view.changed();
   }
 
   #tick(now) {
     if (!this.playing) return;
+    const { view, store } = this;
+    if (view.at !== this.reached) this.place = view.at ?? store.lastStep; // somebody moved the slider
     this.place += (this.speed * STEPS_PER_SECOND * Math.min(now - (this.before ?? now), LONGEST_MS)) / 1000;
     this.before = now;
-    const { store } = this;
     if (this.place >= store.lastStep) this.playing = false;
-    const index = Math.max(store.indexOf(this.place), 0);
-    if (this.playing) requestAnimationFrame((next) => this.#tick(next));
-    else this.place = store.lastStep;
-    if (index === this.index && this.playing) return;
-    this.index = index;
-    this.#show();
+    else requestAnimationFrame((next) => this.#tick(next));
+    this.reached = store.step[Math.max(store.indexOf(this.place), 0)];
+    if (view.at !== this.reached || !this.playing) view.set({ at: this.reached });
   }
 
-  #go(index) {
-    this.index = Math.min(Math.max(index, 0), this.store.count - 1);
-    this.place = this.store.step[this.index];
-    this.#show();
-  }
-
-  // The entry whose step is nearest.
-  #nearest(step) {
-    const { store } = this;
-    const index = Math.max(store.indexOf(step), 0);
-    const next = Math.min(index + 1, store.count - 1);
-    return store.step[next] - step < step - store.step[index] ? next : index;
-  }
-
-  #show() {
-    const step = this.store.step[this.index];
-    setText(this.button.lastChild, this.playing ? "Pause" : "Play");
-    this.button.dataset.playing = String(this.playing);
-    this.speeds.forEach((button, i) => button.setAttribute("aria-pressed", String(SPEEDS[i] === this.speed)));
-    if (Number(this.slider.value) !== step) this.slider.value = step;
-    this.slider.setAttribute("aria-valuetext", `step ${step} of ${this.store.lastStep}`);
-    setText(this.label, `step ${step} / ${this.store.lastStep}`);
-    this.moved();
+  #goTo(index) {
+    this.view.set({ at: this.store.step[Math.min(Math.max(index, 0), this.store.count - 1)] });
   }
 
   #key(event) {
     const { target, key } = event;
     if (event.ctrlKey || event.altKey || event.metaKey || !this.store) return;
-    const jump = event.shiftKey ? JUMP : 1;
-    const moves = { ArrowLeft: this.index - jump, ArrowRight: this.index + jump, Home: 0, End: this.store.count - 1 };
-    // Controls keep the keys that they need themselves.
+    const [now, jump] = [this.view.index(this.store), event.shiftKey ? JUMP : 1];
+    const moves = { ArrowLeft: now - jump, ArrowRight: now + jump, Home: 0, End: this.store.count - 1 };
+    // Other controls keep the keys that they need themselves.
     if (target.matches("select, textarea, input:not([type=range])")) return;
     if (target.matches("input") && target !== this.slider && key !== " ") return;
-    if (key === " ") {
-      if (target.matches("button, summary, a")) return;
-      this.toggle();
-    } else if (key in moves) this.#go(moves[key]);
+    if (key === " " && target.matches("button, summary, a")) return;
+    if (key === " ") this.toggle();
+    else if (key in moves) this.#goTo(moves[key]);
     else return;
     event.preventDefault();
     event.stopPropagation();

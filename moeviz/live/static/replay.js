@@ -24,10 +24,12 @@ class Replay {
     this.told = told;
     this.view = new View(() => this.changed());
     this.frame = new Page(place, told.texts, this.view);
-    this.player = new Player(() => this.changed());
+    this.player = new Player(this.view, this.frame.time);
     this.about = new About(told, (run) => this.#choose(run));
     this.frame.root.prepend(this.about.root, this.player.root);
-    setHidden(this.frame.truth.root, true); // checked while training, and not recorded
+    // Identities are checked while training, and not recorded; and nothing here is live.
+    const { truth, time, toolbar } = this.frame;
+    for (const node of [truth.root, time.live, toolbar.menu.pause.closest("label")]) setHidden(node, true);
     this.drawn = 0;
     this.#keepZoomBox();
   }
@@ -50,6 +52,7 @@ class Replay {
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
     for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
     for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
+    this.frame.panels = this.panels;
     setInterval(() => this.panels.forEach((panel) => panel.speak()), SPEAK_MS);
     this.#choose(0);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#wear());
@@ -90,13 +93,12 @@ class Replay {
     if (this.drawing) cancelAnimationFrame(this.drawing);
     this.drawing = 0;
     if (!this.theme) return;
-    const { store, knobsAt } = this.run;
-    const { index } = this.player;
-    this.view.at = store.step[index];
-    store.knobs = knobsAt(index);
-    this.frame.strip.draw(store, this.view, { playing: true, word: "recorded" });
-    this.frame.toolbar.draw(store, { notice: this.failure ?? "", badge: "", serious: true });
-    this.about.draw(this.run);
+    const { store } = this.run;
+    this.player.draw();
+    this.frame.strip.draw(store, this.view, {});
+    this.frame.toolbar.draw(store, { notice: "", badge: "", serious: false });
+    this.frame.time.draw(store, { branchable: false });
+    this.about.draw(this.run, store.knobsAt(this.view.index(store)));
     if (!this.held) for (const panel of this.panels) panel.draw(store);
     for (const panel of this.panels) panel.showCursor();
     this.drawn += 1;
@@ -104,7 +106,6 @@ class Replay {
   }
 
   fail(error) {
-    this.failure = error.message;
     this.frame.toolbar.draw(new Store(1, 2), { notice: error.message, badge: "", serious: true });
   }
 
@@ -112,7 +113,7 @@ class Replay {
   #publish() {
     const { store } = this.run;
     window.__moeviz = {
-      step: store.step[this.player.index],
+      step: this.view.at,
       playing: this.player.playing,
       drawn: this.drawn,
       complete: this.panels.every((panel) => panel.dressed),
@@ -138,16 +139,16 @@ class About {
     const more = [this.settings];
     if (receipt) more.push(el("h2", {}, "Receipt"), el("pre", { class: "receipt" }, receipt));
     this.details = el("details", {}, el("summary", {}, "Settings"), ...more);
-    this.details.addEventListener("toggle", () => this.run && this.draw(this.run));
+    this.details.addEventListener("toggle", () => this.run && this.draw(this.run, this.knobs));
     this.root = el("header", { class: "about" }, el("h1", {}, title), this.kept, menu, this.details);
   }
 
-  draw(run) {
-    this.run = run;
+  draw(run, knobs) {
+    Object.assign(this, { run, knobs });
     const { date } = this.told;
     setText(this.kept, [date, run.kept].filter(Boolean).join(" · "));
     if (!this.details.open) return;
-    const { recipe, knobs } = run.store;
+    const { recipe } = run.store;
     const shown = JSON.stringify([recipe, knobs]);
     if (shown === this.shown) return;
     this.shown = shown;
@@ -159,7 +160,8 @@ class About {
 
   // What is not as usual stands out.
   #list(title, values, usual) {
-    const pairs = Object.entries(values ?? {}).map(([name, value]) =>
+    if (!values) return [el("h2", {}, title), el("p", {}, "Not known any more.")];
+    const pairs = Object.entries(values).map(([name, value]) =>
       el("div", value === usual[name] ? {} : { class: "changed" }, el("dt", {}, name), el("dd", {}, String(value))),
     );
     return [el("h2", {}, title), el("dl", {}, ...pairs)];
@@ -178,7 +180,8 @@ async function read({ message }) {
   Object.assign(store, { recipe: header.recipe, knobs: header.knobs });
   for (const [version, label] of header.marks) store.labels.set(version, label);
   store.append(header, columns);
-  return { store, kept: keptOf(store), knobsAt: (index) => header.versions[store.version[index]] ?? header.knobs };
+  for (const [version, knobs] of Object.entries(header.versions)) store.knobsOf.set(Number(version), knobs);
+  return { store, kept: keptOf(store) };
 }
 
 function keptOf(store) {
