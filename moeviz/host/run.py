@@ -201,7 +201,7 @@ class Run:
     def versions(self) -> dict[int, Knobs]:
         """The knobs of each version; of very many, the newest."""
         with self._lock:
-            return dict(self._versions)
+            return dict(self._kin[0].versions)
 
     @property
     def speed(self) -> float | None:
