@@ -41,7 +41,7 @@ export class Menu {
     const usual = el("button", { type: "button", title: `Task loss ${USUAL.toFixed(2)}, the others as they are` }, "Usual");
     slider.addEventListener("input", () => this.view.set({ smoothing: Number(slider.value) }));
     usual.addEventListener("click", () => this.view.set({ smoothing: null }));
-    const what = el("small", {}, "loss, MaxVio and dropped; the raw curve stays faint behind");
+    const what = el("small", {}, "loss, MaxVio and dropped; raw stays faint");
     const root = el("div", { class: "smoothing" }, el("span", {}, "Smoothing"), slider, says, usual, what);
     return { root, slider, says, usual };
   }
