@@ -40,10 +40,10 @@ def free_port():
 
 
 @contextmanager
-def serving(port=None):
+def serving(port=None, app="app.py"):
     """A server of our own, started with the README's command; gives its address."""
     port = port or free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
+    command = [sys.executable, "-m", "streamlit", "run", app, f"--server.port={port}"]
     server = subprocess.Popen(
         [*command, "--server.address=127.0.0.1"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -58,9 +58,10 @@ CHARTS: dict[str, Text] = {
     ),
     "loss": Text(
         "Task loss",
-        "How wrong the model is at its task, without any balance loss. Thin: each training batch; thick: its running "
-        "mean; diamonds: held-out data, where nothing is dropped.",
-        "skills: mean squared error; text: nats per byte. Running mean m ← m + (loss − m) / 16 per step",
+        "How wrong the model is at its task, without any balance loss. Thin: each training batch; thick: the same "
+        "smoothed (see Charts); diamonds: held-out data, where nothing is dropped.",
+        "skills: mean squared error; text: nats per byte. Smoothed: m ← w·m + (1 − w)·loss per step, divided by 1 − wⁿ "
+        "after n steps; w = 15/16 unless chosen",
         "Ours; the balance loss is left out so that settings can be compared.",
         "loss",
     ),

@@ -48,6 +48,7 @@ def live_charts(
     direct: Mapping[str, Sequence[float]] | None = None,
     key: str = "live",
     on_changed: Callable[[], None] | None = None,
+    on_branch: Callable[[], None] | None = None,
 ) -> Any:
     """Mount the live charts of the run `token`.
 
@@ -57,6 +58,9 @@ def live_charts(
 
     `visit` names the session of the script. Where charts that are on a screen get another one, the server has forgotten
     the page; `on_changed` is called, and `result.changed["before"]` is the token of the run they showed until then.
+
+    Where `on_branch` is given, a visitor who looks at a past step may branch there: it is called, and
+    `result.branch` then holds {"step": the step shown, "twin": 0}. Without it that is not offered.
 
     `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
     browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
@@ -71,9 +75,11 @@ def live_charts(
         "recorded": (recorded := "start.bin" in assets.static()),
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},
+        "branch": on_branch is not None,
         "charts": charts.texts(),
     }
-    return _mount(key=key, data=data, on_changed_change=on_changed or _nothing)
+    callbacks = {"on_changed_change": on_changed or _nothing, "on_branch_change": on_branch or _nothing}
+    return _mount(key=key, data=data, **callbacks)
 
 
 def _nothing() -> None:

@@ -1,6 +1,6 @@
 // Drawing lines on a canvas that lies under Plotly's axes. `p` is the frame that step_chart.js prepares.
 
-// A line through value(index) for each visible entry; a gap where the value is not a number.
+// A line through value(index) for each visible entry; a gap where the value is no number or has no place on the axis.
 export function line(p, value, { color, width = 1, dash = [], indices = null }) {
   const { ctx } = p;
   const count = indices ? indices.length : p.last - p.first + 1;
@@ -17,10 +17,10 @@ export function line(p, value, { color, width = 1, dash = [], indices = null }) 
 
 // A single step is no line yet.
 function dot(p, value, color) {
-  const number = value(p.first);
-  if (!Number.isFinite(number)) return;
+  const [x, y] = [p.x(p.store.step[p.first]), p.y(value(p.first))];
+  if (!Number.isFinite(x) || !Number.isFinite(y)) return;
   p.ctx.beginPath();
-  p.ctx.arc(p.x(p.store.step[p.first]), p.y(number), 3, 0, 2 * Math.PI);
+  p.ctx.arc(x, y, 3, 0, 2 * Math.PI);
   p.ctx.fillStyle = color;
   p.ctx.fill();
 }
@@ -33,13 +33,12 @@ function trace(p, value, indices) {
   let [left, low, high] = [NaN, 0, 0];
   for (let i = 0; i < count; i++) {
     const index = indices ? indices[i] : p.first + i;
-    const number = value(index);
-    if (!Number.isFinite(number)) {
+    const x = p.x(p.store.step[index]);
+    const y = p.y(value(index));
+    if (!Number.isFinite(y) || !Number.isFinite(x)) {
       pen = false;
       continue;
     }
-    const x = p.x(p.store.step[index]);
-    const y = p.y(number);
     if (pen && x - left < 0.5 && y >= low && y <= high) continue;
     if (pen) ctx.lineTo(x, y);
     else ctx.moveTo(x, y);
@@ -49,17 +48,18 @@ function trace(p, value, indices) {
   }
 }
 
-// The area between zero and value(index).
+// The area between value(index) and zero, or the lower end of an axis that has none.
 export function area(p, value, color) {
   if (p.last < p.first) return;
   const { ctx } = p;
+  const bottom = Math.min(p.y(0) || p.box.bottom, p.box.bottom);
   ctx.beginPath();
-  ctx.moveTo(p.x(p.store.step[p.first]), p.y(0));
+  ctx.moveTo(p.x(p.store.step[p.first]), bottom);
   for (let index = p.first; index <= p.last; index++) {
-    const number = value(index);
-    ctx.lineTo(p.x(p.store.step[index]), p.y(Number.isFinite(number) ? number : 0));
+    const y = p.y(value(index));
+    ctx.lineTo(p.x(p.store.step[index]), Number.isFinite(y) ? y : bottom);
   }
-  ctx.lineTo(p.x(p.store.step[p.last]), p.y(0));
+  ctx.lineTo(p.x(p.store.step[p.last]), bottom);
   ctx.closePath();
   ctx.fillStyle = color;
   ctx.fill();

@@ -2,29 +2,36 @@
 
 import { area, line } from "./brush.js";
 import { perLayer } from "./facts.js";
-import { Extent } from "./scale.js";
+import { Extents } from "./scale.js";
+import { smoothed, weightOf, weightText } from "./smoothing.js";
 import { percent } from "./words.js";
+
+const WHAT = "dropped, % of (token, expert) pairs";
 
 const share = (p, i) => 100 * perLayer(p.store, "dropped_fraction", i, p.layer);
 
 export function droppedChart() {
-  const extent = new Extent();
+  const extents = new Extents();
+  const weight = (p) => weightOf(p.view);
   return {
     id: "dropped",
-    keys: [{ look: "hatch", text: "dropped, % of (token, expert) pairs" }],
-    extent(p) {
-      let high = 1;
-      for (let i = p.first; i <= p.last; i++) high = Math.max(high, share(p, i) || 0);
-      return extent.fit(0, high);
-    },
+    log: true,
+    keys: [{ look: "hatch", text: WHAT }, { look: "thick-dropped", text: "smoothed" }],
+    legend: (p) => ({ hatch: weight(p) ? "dropped pairs" : WHAT, "thick-dropped": weight(p) ? weightText(weight(p)) : "" }),
+    extent: (p) => extents.fit(p, [(i) => share(p, i)], { zero: true, least: 1 }),
     paint(p) {
+      const color = p.theme.dropped;
       area(p, (i) => share(p, i), hatch(p));
-      line(p, (i) => share(p, i), { color: p.theme.dropped, width: 1.25 });
+      line(p, (i) => share(p, i), { color, width: weight(p) ? 0.75 : 1.25 });
+      const means = weight(p) ? smoothed(p.store, p.end, weight(p), (i) => share(p, i)) : null;
+      if (means) line(p, (i) => means[i], { color, width: 2.5 });
     },
     note(p) {
       let any = 0;
       for (let i = p.first; i <= p.last && p.store.count; i++) any = Math.max(any, share(p, i) || 0);
-      return p.store.knobs?.token_dropping === "none" && any === 0 ? "Nothing is dropped: token dropping is off." : "";
+      if (any > 0 || !p.store.count) return "";
+      if (p.store.knobs?.token_dropping === "none") return "Nothing is dropped: token dropping is off.";
+      return p.logValues ? "Nothing is dropped: 0 has no place on a log axis." : "";
     },
     readout: (p, i) => [`dropped ${percent(perLayer(p.store, "dropped_fraction", i, p.layer))}`],
     describe: ({ store, layer }, i) =>

@@ -32,9 +32,15 @@ export function relativeLoad(store, index, layer, expert) {
 
 export const perLayer = (store, name, index, layer) => store[name][index * store.layers + layer];
 
-// The groups of experts: how many, and how many experts each holds.
-export function grouping(store) {
-  const groups = store.knobs?.num_groups ?? 1;
+// The newest held-out loss that was known at entry `index`, and its step.
+export function heldOutAt(store, index) {
+  for (let i = index; i >= 0; i--) if (Number.isFinite(store.eval_loss[i])) return { loss: store.eval_loss[i], step: store.step[i] };
+  return { loss: NaN, step: NaN };
+}
+
+// The groups of experts under some knobs: how many, and how many experts each holds.
+export function grouping(store, knobs = store.knobs) {
+  const groups = knobs?.num_groups ?? 1;
   return groups > 1 && store.experts % groups === 0 ? { groups, size: store.experts / groups } : { groups: 1, size: store.experts };
 }
 

@@ -47,7 +47,7 @@ export function historyChart() {
         if (relative > 2) above += 1;
       }
       return (
-        `Load history of ${store.experts} experts up to step ${store.step[i]}: now ${above} get more than twice ` +
+        `Load history of ${store.experts} experts up to step ${store.step[i]}: there ${above} get more than twice ` +
         `and ${below} less than half of a fair share.`
       );
     },
@@ -60,14 +60,14 @@ function paintSheet(p, sheet) {
   const { experts } = store;
   const width = Math.max(1, Math.round(p.box.width));
   const { picture, pixels } = blank(sheet, width, experts);
-  const perStep = width / (p.range[1] - p.range[0]);
+  const [left, perPixel] = [p.box.left, p.box.width / width];
   const sums = new Float32Array(experts);
   let index = p.first;
   for (let x = 0; x < width; x++) {
-    const until = p.range[0] + (x + 1) / perStep;
-    if (until - 1 / perStep > store.lastStep) break;
+    if (p.stepAt(left + x * perPixel) > store.step[p.end]) break;
+    const until = p.stepAt(left + (x + 1) * perPixel);
     let next = index;
-    while (next + 1 < store.count && store.step[next + 1] < until) next += 1;
+    while (next + 1 <= p.end && store.step[next + 1] < until) next += 1;
     if (store.step[next] >= until) continue;
     const from = Math.max(index + (next > index ? 1 : 0), next - PER_PIXEL + 1);
     meanLoad(store, from, next, layer, sums);
@@ -102,7 +102,7 @@ function meanLoad(store, from, to, layer, sums) {
 }
 
 function drawGroups(p) {
-  const { groups, size } = grouping(p.store);
+  const { groups, size } = grouping(p.store, p.store.knobsAt(p.moment));
   const { ctx, box } = p;
   ctx.fillStyle = p.theme.background;
   for (let group = 1; group < groups; group++) {

@@ -24,7 +24,7 @@ export class Info {
     this.owner = button;
     this.box.showPopover();
     button.setAttribute("aria-expanded", "true");
-    return this.#place(button.getBoundingClientRect());
+    return placeBeside(this.box, button.getBoundingClientRect());
   }
 
   // New numbers for the text that is open, if it is this button's.
@@ -44,11 +44,12 @@ export class Info {
       ...(text.source ? [el("p", { class: "source" }, `Source: ${text.source}`)] : []),
     );
   }
+}
 
-  #place({ left, bottom, top }) {
-    const { offsetWidth: width, offsetHeight: height } = this.box;
-    const fitsBelow = bottom + height + 8 < window.innerHeight;
-    this.box.style.left = `${Math.max(8, Math.min(left, window.innerWidth - width - 8))}px`;
-    this.box.style.top = `${Math.max(8, fitsBelow ? bottom + 6 : top - height - 6)}px`;
-  }
+// Puts an open popover under a button, or above it where it would not fit.
+export function placeBeside(box, { left, bottom, top }) {
+  const { offsetWidth: width, offsetHeight: height } = box;
+  const fitsBelow = bottom + height + 8 < window.innerHeight;
+  box.style.left = `${Math.max(8, Math.min(left, window.innerWidth - width - 8))}px`;
+  box.style.top = `${Math.max(8, fitsBelow ? bottom + 6 : top - height - 6)}px`;
 }

@@ -3,7 +3,7 @@
 // Over-used experts have a dark outline and a ▲, dead ones a ✕, the selected one a thick frame: never the hue alone.
 
 import { clipTo, hatching, lineAcross, outlined } from "./bars.js";
-import { setHidden } from "./dom.js";
+import { setHidden, setText } from "./dom.js";
 import { deadExperts, expertTicks, grouping, perLayer } from "./facts.js";
 import { Panel } from "./panel.js";
 import { Extent } from "./scale.js";
@@ -59,10 +59,13 @@ export class LoadChart extends Panel {
     this.store = store;
     const { view } = this.page;
     const layer = Math.min(view.layer, store.layers - 1);
-    const same = [store.serial, store.lastStep, layer, view.expert, this.size, JSON.stringify(store.knobs)].join("|");
+    const index = view.index(store);
+    const { at, until } = view;
+    const same = [store.serial, store.step[index], layer, view.expert, this.size, JSON.stringify(store.knobs), at, until].join("|");
     if (same === this.drawnAs) return false;
     this.drawnAs = same;
-    this.now = facts(store, layer);
+    this.now = facts(store, index, layer);
+    setText(this.card.title, at === null && until === null ? this.card.text.title : `Expert load at step ${this.now?.step ?? 0}`);
     if (this.now) this.extent.fit(0, Math.max(...this.now.loads, this.now.bandHigh) * 1.1);
     this.moveAxes();
     this.#offerDropped();
@@ -138,7 +141,7 @@ export class LoadChart extends Panel {
 
   // Lines between the groups of experts, and their names above.
   #groups(ctx) {
-    const { groups, size } = grouping(this.store);
+    const { groups, size } = grouping(this.store, this.now.knobs);
     const { box, theme } = this;
     for (let group = 1; group < groups; group++) {
       const x = this.#x(group * size - 0.5);
@@ -152,7 +155,7 @@ export class LoadChart extends Panel {
 
   // The hatching is explained only where there can be any.
   #offerDropped() {
-    const dropping = (this.store.knobs?.token_dropping ?? "none") !== "none";
+    const dropping = (this.now?.knobs?.token_dropping ?? "none") !== "none";
     const entry = this.card.key.querySelector('[data-look="hatch"]');
     setHidden(entry, !dropping && !this.now?.loads.some((load, e) => load > this.now.kept[e]));
   }
@@ -199,10 +202,9 @@ export class LoadChart extends Panel {
   }
 }
 
-// Everything the bars show about the newest step, or null before there is one.
-function facts(store, layer) {
-  if (!store.count) return null;
-  const index = store.count - 1;
+// Everything the bars show about one entry, or null before there is any.
+function facts(store, index, layer) {
+  if (index < 0) return null;
   const start = store.row(index, layer);
   const loads = Array.from(store.load.subarray(start, start + store.experts));
   const kept = Array.from(store.kept_load.subarray(start, start + store.experts));
@@ -210,5 +212,6 @@ function facts(store, layer) {
   const bandLow = mean * (store.fair_min_load_p05[index] || 0);
   const bandHigh = mean * (1 + (store.fair_max_vio_p95[index] || 0));
   const over = loads.map((load) => load > bandHigh);
-  return { store, step: store.step[index], loads, kept, mean, bandLow, bandHigh, over, dead: deadExperts(store, index, layer) };
+  const [step, knobs, dead] = [store.step[index], store.knobsAt(index), deadExperts(store, index, layer)];
+  return { store, step, knobs, loads, kept, mean, bandLow, bandHigh, over, dead };
 }

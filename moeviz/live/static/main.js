@@ -45,7 +45,8 @@ export function release(parentElement) {
 class Live {
   constructor({ parentElement, data }) {
     this.view = new View(() => this.changed());
-    this.frame = new Page(parentElement, data.charts, this.view);
+    const branch = data.branch ? (step) => this.#branch(step) : null;
+    this.frame = new Page(parentElement, data.charts, this.view, branch);
     this.panels = [];
     this.trouble = "";
     this.failure = "";
@@ -88,6 +89,7 @@ class Live {
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
     for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
     for (const panel of this.panels) this.frame.fillKey(panel.card, panel.kind.keys);
+    this.frame.panels = this.panels;
   }
 
   // Data, styles and Plotly.js are all on their way at once; the first two make a picture, the last its axes.
@@ -106,6 +108,12 @@ class Live {
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  // Go on from a past step as another twin: that is for Python to do.
+  #branch(step) {
+    this.direct.hush();
+    this.component.setTriggerValue("branch", { step, twin: 0 });
   }
 
   // Another run: forget everything about the last one.
@@ -226,6 +234,7 @@ class Live {
       if (this.view.expert >= header.experts) this.view.expert = -1;
     }
     if (header.epoch !== this.header.epoch) this.truth = null;
+    if (header.knobs) this.store.knobsOf.set(header.version, header.knobs);
     if (header.truth) this.#takeTruth(header.truth);
     if (!firstEpochs.has(this.token)) firstEpochs.set(this.token, header.epoch);
     this.header = header;
@@ -313,9 +322,13 @@ class Live {
     if (!this.theme || !this.store) return;
     const began = performance.now();
     const store = this.shown;
+    if (store.serial !== this.serial) this.view.goLive(); // another run, or this one from its beginning
+    this.serial = store.serial;
+    const own = store !== this.recording;
     this.frame.strip.draw(store, this.view, this.#state());
-    this.frame.truth.draw(this.shown === this.recording ? null : (this.truth?.identities ?? null));
+    this.frame.truth.draw(own ? (this.truth?.identities ?? null) : null, this.view.at !== null || this.view.until !== null);
     this.frame.toolbar.draw(store, this.#messages());
+    this.frame.time.draw(store, { branchable: own });
     // While the mouse button is down Plotly is drawing a zoom box, which a redraw would tear away.
     let count = 0;
     if (!this.held) for (const panel of this.panels) count += panel.draw(store);

@@ -8,33 +8,41 @@ const ROW_HEIGHT = 14;
 const LONGEST = 24;
 const SIZE = 11;
 const GAP = 3;
+const FAINT = 0.4; // strength of marks after the shown moment
 
 export function drawMarks(p) {
-  const visible = p.store.marks.filter(({ step }) => step >= p.range[0] && step <= p.range[1]);
-  const { ctx } = p;
-  ctx.beginPath();
-  for (const { step } of visible) {
-    ctx.moveTo(p.x(step), p.box.top);
-    ctx.lineTo(p.x(step), p.box.bottom);
-  }
-  casing(p);
+  const newest = p.store.step[p.end];
+  const visible = p.store.marks.filter(({ step }) => step >= p.range[0] && step <= p.range[1] && step <= newest);
+  lines(p, visible.filter(({ step }) => step <= p.at), 1);
+  lines(p, visible.filter(({ step }) => step > p.at), FAINT);
   const ends = new Array(ROWS).fill(-Infinity); // where the last text of each row ends
   for (const mark of visible) drawText(p, mark, ends);
 }
 
+function lines(p, marks, strength) {
+  const { ctx } = p;
+  ctx.beginPath();
+  for (const { step } of marks) {
+    ctx.moveTo(p.x(step), p.box.top);
+    ctx.lineTo(p.x(step), p.box.bottom);
+  }
+  casing(p, strength);
+}
+
 // Dots with a pale edge: visible on a plain background and on the heatmap.
-function casing(p) {
+function casing(p, strength) {
   const { ctx } = p;
   ctx.strokeStyle = p.theme.background;
   ctx.lineWidth = 2.5;
-  ctx.globalAlpha = 0.6;
+  ctx.globalAlpha = 0.6 * strength;
   ctx.stroke();
-  ctx.globalAlpha = 1;
+  ctx.globalAlpha = strength;
   ctx.setLineDash([2, 3]);
   ctx.strokeStyle = p.theme.mark;
   ctx.lineWidth = 1.5;
   ctx.stroke();
   ctx.setLineDash([]);
+  ctx.globalAlpha = 1;
 }
 
 // Neighbours step down a row; where all rows are taken only the line stays, and hovering tells the rest.
@@ -49,7 +57,9 @@ function drawText(p, mark, ends) {
   const row = ends.findIndex((end) => start > end + 5);
   if (row < 0) return;
   ends[row] = start + width;
+  p.ctx.globalAlpha = mark.step > p.at ? FAINT : 1;
   label(p, text, start, p.box.top - 8 + row * ROW_HEIGHT, p.theme.mark, { size: SIZE });
+  p.ctx.globalAlpha = 1;
 }
 
 // What it was before can be seen on the chart; hovering tells it too.

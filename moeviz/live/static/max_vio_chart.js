@@ -2,39 +2,51 @@
 
 import { area, label, line } from "./brush.js";
 import { perLayer } from "./facts.js";
-import { Extent } from "./scale.js";
+import { Extents } from "./scale.js";
+import { smoothed, weightOf, weightText } from "./smoothing.js";
 import { number } from "./words.js";
 
 export function maxVioChart() {
-  const extent = new Extent();
+  const extents = new Extents();
+  let curves = []; // of each layer: {raw, mean}, both value(index)
+  const weight = (p) => weightOf(p.view);
   return {
     id: "max_vio",
+    log: true,
     keys: [
       { look: "thick", text: "this run" },
+      { look: "thin", text: "each step" },
       { look: "band", text: "fair router (95 %)" },
       { look: "dashed", text: "its mean" },
     ],
+    legend: (p) => ({
+      thick: weight(p) ? weightText(weight(p)) : "this run",
+      thin: weight(p) ? "each step" : "",
+      band: weight(p) ? "fair router" : "fair router (95 %)", // they share a line
+    }),
     extent(p) {
-      let high = 0;
-      for (let i = p.first; i <= p.last; i++) {
-        high = Math.max(high, p.store.fair_max_vio_p95[i] || 0);
-        for (let layer = 0; layer < p.store.layers; layer++) high = Math.max(high, perLayer(p.store, "max_vio", i, layer) || 0);
-      }
-      return extent.fit(0, high);
+      const { store } = p;
+      curves = curvesOf(p, weight(p));
+      const fair = [(i) => store.fair_max_vio[i], (i) => store.fair_max_vio_p95[i]];
+      return extents.fit(p, [...fair, ...curves.map(({ raw }) => raw)], { zero: true });
     },
     paint(p) {
       const { store, theme } = p;
+      const { raw, mean } = curves[p.layer];
       area(p, (i) => store.fair_max_vio_p95[i], theme.band);
       line(p, (i) => store.fair_max_vio[i], { color: theme.muted, width: 1.5, dash: [5, 4] });
-      for (let layer = 0; layer < store.layers; layer++) {
-        if (layer !== p.layer) line(p, (i) => perLayer(store, "max_vio", i, layer), { color: theme.thin, width: 1 });
+      for (const other of curves) {
+        if (other !== curves[p.layer]) line(p, other.mean, { color: weight(p) ? theme.muted : theme.thin, width: 1 });
       }
-      line(p, (i) => perLayer(store, "max_vio", i, p.layer), { color: theme.line, width: 1.75 });
-      if (store.layers > 1) nameLayers(p);
+      if (weight(p)) line(p, raw, { color: theme.thin, width: 1 });
+      line(p, mean, { color: theme.line, width: weight(p) ? 2.5 : 1.75 });
+      if (store.layers > 1) nameLayers(p, curves);
     },
     readout(p, i) {
-      const lines = [`MaxVio ${number(perLayer(p.store, "max_vio", i, p.layer))}`];
+      const { raw, mean } = curves[p.layer];
+      const lines = [`MaxVio ${number(raw(i))}`];
       if (p.store.layers > 1) lines[0] += ` (layer ${p.layer})`;
+      if (weight(p)) lines.push(`${weightText(weight(p))}: ${number(mean(i))}`);
       return [...lines, `fair router ${number(p.store.fair_max_vio[i])}`];
     },
     describe: ({ store, layer }, i) =>
@@ -43,10 +55,18 @@ export function maxVioChart() {
   };
 }
 
-function nameLayers(p) {
+function curvesOf({ store, end }, weight) {
+  return Array.from({ length: store.layers }, (_, layer) => {
+    const raw = (i) => perLayer(store, "max_vio", i, layer);
+    const means = weight ? smoothed(store, end, weight, raw) : null;
+    return { raw, mean: means ? (i) => means[i] : raw };
+  });
+}
+
+function nameLayers(p, curves) {
   const i = p.last;
-  for (let layer = 0; layer < p.store.layers; layer++) {
-    const y = p.y(perLayer(p.store, "max_vio", i, layer));
+  for (const [layer, { mean }] of curves.entries()) {
+    const y = p.y(mean(i));
     const color = layer === p.layer ? p.theme.line : p.theme.muted;
     if (Number.isFinite(y)) label(p, `L${layer}`, Math.min(p.x(p.store.step[i]) + 3, p.box.right - 18), y, color, { size: 11 });
   }

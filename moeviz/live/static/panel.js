@@ -4,10 +4,13 @@
 // axes join it.
 
 import { el, setHidden, setText } from "./dom.js";
+import { offer, pictureName } from "./files.js";
+import { SvgPen } from "./svg_pen.js";
 import { baseLayout } from "./theme.js";
 
 const CLICK_PX = 4;
 const FILE_SCALE = 2; // pixels of a saved picture per CSS pixel
+const TITLE_PX = 22; // that a file is higher than the chart, for its title
 const NO_DATA = [{ x: [null], y: [null], type: "scatter", mode: "lines", hoverinfo: "skip" }]; // makes Plotly draw axes
 
 export class Panel {
@@ -148,14 +151,19 @@ export class Panel {
       displayModeBar: "hover",
       doubleClick: false,
       modeBarButtons: [[
-        button("png", "Download as PNG", Icons.camera, () => this.download()),
+        button("png", "Download as PNG", Icons.camera, () => this.download("png")),
+        button("svg", "Download as SVG", Icons.disk, () => this.download("svg")),
         button("reset", "Reset zoom", Icons.home, () => this.page.view.set({ zoom: null })),
       ]],
     };
   }
 
-  // Sets up the canvas for one drawing; returns its context, scaled to CSS pixels and empty.
+  // Sets up the canvas for one drawing; returns its context, scaled to CSS pixels and empty. For a file of lines, a pen.
   clear() {
+    if (this.pen) {
+      this.scale = 100; // edges need no pixels
+      return this.pen;
+    }
     const scale = (this.scale = this.fileScale || window.devicePixelRatio || 1);
     const [width, height] = this.size.map((length) => Math.round(length * scale));
     if (this.canvas.width !== width || this.canvas.height !== height) Object.assign(this.canvas, { width, height });
@@ -174,6 +182,15 @@ export class Panel {
     ctx.fillRect(left - 1, bottom, width + 1, 1);
   }
 
+  // The data as the content of an <svg>.
+  #lines() {
+    const pen = (this.pen = new SvgPen(...this.size));
+    this.#again();
+    this.pen = null;
+    this.#again();
+    return pen.markup;
+  }
+
   // The canvas as a picture, as fine as the file, whatever the screen.
   #picture() {
     this.fileScale = FILE_SCALE;
@@ -189,8 +206,42 @@ export class Panel {
     this.draw(this.store);
   }
 
-  // A PNG of what is seen: Plotly draws its axes and gets our canvas as a picture beneath or above them.
-  download() {
+  // A file of what is seen, "png" or "svg".
+  async download(format) {
+    const { view } = this.page;
+    const name = pictureName(this.card.id, this.store, this.store.count ? this.store.step[view.index(this.store)] : 0);
+    if (format === "svg") return offer(await this.#svg(), "image/svg+xml", `${name}.svg`);
+    return this.#png(name);
+  }
+
+  // The axes with room for a title above them, which on the page stands outside.
+  #figure(images = []) {
+    const [width, height] = this.size;
+    const { layout, data } = this.axes;
+    const { title, unit } = this.card;
+    const text = [`<b>${title.textContent}</b>`, unit.textContent].filter(Boolean).join("  ");
+    const margin = { ...layout.margin, t: layout.margin.t + TITLE_PX };
+    const heading = { text, x: 0.02, xanchor: "left", y: 1, yanchor: "top", pad: { t: 6 }, font: { size: 13, color: this.theme.text } };
+    const more = { images, margin, title: heading, paper_bgcolor: this.theme.background };
+    return { figure: { data, layout: { ...layout, ...more } }, size: { width, height: height + TITLE_PX } };
+  }
+
+  // Plotly writes its axes; our lines stand beneath or above them.
+  async #svg() {
+    const { figure, size } = this.#figure();
+    const written = await this.page.Plotly.toImage(figure, { format: "svg", ...size, imageDataOnly: true });
+    const image = new DOMParser().parseFromString(written, "image/svg+xml");
+    const lines = `<svg xmlns="http://www.w3.org/2000/svg"><g class="data" transform="translate(0 ${TITLE_PX})">${this.#lines()}</g></svg>`;
+    const group = image.importNode(new DOMParser().parseFromString(lines, "image/svg+xml").documentElement.firstChild, true);
+    const page = image.documentElement;
+    if (this.onTop) page.append(group);
+    else page.querySelector("rect").after(group);
+    page.prepend(Object.assign(image.createElementNS(page.namespaceURI, "title"), { textContent: this.describe() }));
+    return new XMLSerializer().serializeToString(image);
+  }
+
+  // Plotly draws its axes and gets our canvas as a picture beneath or above them.
+  #png(filename) {
     const [width, height] = this.size;
     const { l, r, t, b } = this.margin;
     const images = [{
@@ -198,9 +249,8 @@ export class Panel {
       x: -l / (width - l - r), y: 1 + t / (height - t - b),
       sizex: width / (width - l - r), sizey: height / (height - t - b),
     }];
-    const { layout, data } = this.axes;
-    const figure = { data, layout: { ...layout, images, paper_bgcolor: this.theme.background } };
-    return this.page.Plotly.downloadImage(figure, { format: "png", width, height, scale: FILE_SCALE, filename: `moeviz-${this.card.id}` });
+    const { figure, size } = this.#figure(images);
+    return this.page.Plotly.downloadImage(figure, { format: "png", ...size, scale: FILE_SCALE, filename });
   }
 
   showReadout(lines, x) {

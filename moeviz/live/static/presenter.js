@@ -3,7 +3,7 @@
 // Controls keep the focus after a click, and Streamlit leaves keys to a focused control. So a control that was worked
 // with a pointer gives its focus back. Who works it by keyboard keeps the focus, as is right.
 
-const KEEPERS = "input[type=range], [role=radio], [role=combobox]";
+const KEEPERS = "input[type=range], [role=radio], [role=combobox], .time-bar button";
 
 let listening = false;
 

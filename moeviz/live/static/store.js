@@ -3,9 +3,10 @@
 // Steps ascend but need not be consecutive: the server thins a long catch-up, and a full store thins its older entries.
 // Both keep the highest and the lowest, so that a spike is seen however long ago it was.
 
+import { shareOf, USUAL } from "./smoothing.js";
+
 const MOST_STEPS = 4000;
 const MOST_BYTES = 48e6;
-const SMOOTHING = 1 / 16;
 
 const PER_STEP = {
   step: Uint32Array,
@@ -41,6 +42,7 @@ export class Store {
     this.stretch = 8; // steps of which the highest and the lowest are kept, where entries are thinned
     this.recipe = null;
     this.knobs = null;
+    this.knobsOf = new Map(); // settings version -> knobs, as far as this browser has seen them
     this.labels = new Map(); // settings version -> what changed, in words
     this.marks = []; // {step, from, to}: the settings went from one version to another before this step
     this.lastHeldOut = NaN;
@@ -67,6 +69,11 @@ export class Store {
   // Where the experts of one layer begin in a column of loads or biases.
   row(index, layer) {
     return (index * this.layers + layer) * this.experts;
+  }
+
+  // The knobs that an entry was made with; null where this browser never heard of them.
+  knobsAt(index) {
+    return index === this.count - 1 ? this.knobs : (this.knobsOf.get(this.version[index]) ?? null);
   }
 
   // The last entry whose step is not after `step`, or -1.
@@ -129,8 +136,7 @@ export class Store {
   #deriveSmoothLoss(index) {
     const loss = this.task_loss[index];
     const before = index ? this.smooth_loss[index - 1] : NaN;
-    const gap = index ? this.step[index] - this.step[index - 1] : 1;
-    const share = 1 - (1 - SMOOTHING) ** gap;
+    const share = shareOf(this.step, index, USUAL);
     if (!Number.isFinite(loss)) this.smooth_loss[index] = before;
     else this.smooth_loss[index] = Number.isFinite(before) ? before + share * (loss - before) : loss;
   }

@@ -1,7 +1,7 @@
 // The numbers above the charts, readable from the back row.
 
 import { el, setText } from "./dom.js";
-import { grouping, perLayer } from "./facts.js";
+import { grouping, heldOutAt, perLayer } from "./facts.js";
 import { fixed, number, percent } from "./words.js";
 
 export class Strip {
@@ -18,7 +18,10 @@ export class Strip {
   }
 
   draw(store, view, state) {
-    const facts = store.count ? newest(store, Math.min(view.layer, store.layers - 1), state) : {};
+    const index = view.index(store);
+    const past = index < store.count - 1 || view.at !== null;
+    const then = past ? { playing: true, word: `of ${store.lastStep}` } : state;
+    const facts = index < 0 ? {} : at(store, index, Math.min(view.layer, store.layers - 1), then);
     for (const [name, { value, more }] of Object.entries(this.tiles)) {
       const [main, small] = facts[name] ?? ["–", ""];
       setText(value, main);
@@ -27,15 +30,14 @@ export class Strip {
   }
 }
 
-// What each tile says: the number, and a smaller line under it.
-function newest(store, layer, state) {
-  const i = store.count - 1;
-  const { knobs } = store;
-  const { groups } = grouping(store);
+// What each tile says of one entry: the number, and a smaller line under it.
+function at(store, i, layer, state) {
+  const knobs = store.knobsAt(i);
+  const { groups } = grouping(store, knobs);
   const of = store.layers > 1 ? `layer ${layer}` : "";
   return {
     step: [String(store.step[i]), state.word],
-    loss: [fixed(store.lastHeldOut, 3), `training ${fixed(store.smooth_loss[i], 3)}`],
+    loss: [fixed(heldOutAt(store, i).loss, 3), `training ${fixed(store.smooth_loss[i], 3)}`],
     max_vio: [fixed(perLayer(store, "max_vio", i, layer), 2), `fair router ${fixed(store.fair_max_vio[i], 2)}`],
     dead: [`${perLayer(store, "dead_experts", i, layer)} / ${store.experts}`, of],
     dropped: [
@@ -44,7 +46,7 @@ function newest(store, layer, state) {
     ],
     groups: [
       fixed(perLayer(store, "fan_out", i, layer), groups > 1 ? 2 : 0),
-      groups > 1 ? `of ${groups}, at most ${knobs.groups_kept}` : "no groups",
+      groups > 1 ? `of ${groups}, at most ${knobs.groups_kept}` : knobs ? "no groups" : "",
     ],
     speed: [state.playing ? number(store.steps_per_second[i], 2) : "0", state.playing ? "" : "paused"],
   };

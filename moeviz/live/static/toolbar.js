@@ -1,11 +1,13 @@
 // What to look at: how many steps, which layer, which expert. And the place for messages.
 
 import { el, setHidden, setText } from "./dom.js";
+import { PauseSign } from "./menu.js";
 
 const WINDOWS = [["200", "last 200"], ["1000", "last 1000"], ["all", "all steps"]];
 
 export class Toolbar {
-  constructor(view) {
+  // `menu` is the menu of how charts are drawn.
+  constructor(view, menu) {
     this.view = view;
     this.windows = WINDOWS.map(([value, text]) => this.#windowButton(value, text));
     this.layers = this.#select("Layer", (value) => view.set({ layer: value }));
@@ -14,9 +16,12 @@ export class Toolbar {
     this.unzoom.addEventListener("click", () => view.set({ zoom: null }));
     this.badge = el("div", { class: "badge", hidden: "" });
     this.notice = el("div", { class: "notice", role: "status", hidden: "" });
+    this.menu = menu;
+    this.pauseSign = new PauseSign(view);
     const windows = el("div", { class: "windows", role: "group", "aria-label": "Steps shown" }, ...this.windows);
     this.root = el(
-      "div", { class: "toolbar" }, windows, this.layers.root, this.experts.root, this.unzoom, this.badge, this.notice,
+      "div", { class: "toolbar" }, windows, this.layers.root, this.experts.root, menu.button, menu.box, this.unzoom,
+      this.pauseSign.root, this.badge, this.notice,
     );
   }
 
@@ -40,6 +45,8 @@ export class Toolbar {
     this.#offer(this.layers, store.layers, [], Math.min(view.layer, store.layers - 1));
     setHidden(this.layers.root, store.layers < 2);
     this.#offer(this.experts, store.experts, [["-1", "none"]], view.expert);
+    this.menu.draw(store);
+    this.pauseSign.draw();
     setHidden(this.unzoom, !view.zoom);
     setHidden(this.badge, !badge);
     setText(this.badge, badge);

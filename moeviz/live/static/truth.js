@@ -1,12 +1,13 @@
 // Eight identities, checked on the training's own batches: a mark, a name and a colour for each.
 
-import { el, setText } from "./dom.js";
+import { el, setHidden, setText } from "./dom.js";
 
 const LOOKS = {
   true: { mark: "✓", word: "holds" },
   false: { mark: "✗", word: "does not hold" },
   null: { mark: "–", word: "does not apply" },
 };
+const ELSEWHEN = "Checked on the newest step only, which is not the one shown.";
 const LATER = "Computed once your run trains.";
 
 export class Truth {
@@ -15,10 +16,11 @@ export class Truth {
     this.opened = () => {}; // called when somebody opens one, to read its numbers
     this.chips = names.map((name) => this.#chip(name));
     this.alarm = el("span", { class: "alarm", role: "status" });
+    this.elsewhen = el("span", { class: "elsewhen", hidden: "" }, ELSEWHEN);
     this.root = el(
       "div", { class: "truth", role: "group", "aria-label": "Identities checked on the current batch" },
       el("span", { class: "truth-title", "aria-hidden": "true" }, "Must hold"), ...this.chips.map((chip) => chip.button),
-      this.alarm,
+      this.alarm, this.elsewhen,
     );
   }
 
@@ -39,8 +41,10 @@ export class Truth {
     return this.chips.some(({ button }) => this.info.shows(button));
   }
 
-  // `identities` of the newest check, or null while there is none.
-  draw(identities) {
+  // `identities` of the newest check, or null while there is none. They say nothing about a `past` moment.
+  draw(identities, past = false) {
+    this.root.classList.toggle("past", past);
+    setHidden(this.elsewhen, !past);
     for (const chip of this.chips) {
       const identity = identities?.find(({ name }) => name === chip.name) ?? null;
       if (identity === chip.identity && chip.drawn) continue;
