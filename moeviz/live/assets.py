@@ -52,6 +52,17 @@ def static() -> dict[str, Asset]:
 
 
 @cache
+def modules(entry: str) -> tuple[str, ...]:
+    """Every module that the page's first one imports, itself the first of them."""
+    found, ahead = [], [entry]
+    while ahead:
+        if (name := ahead.pop(0)) not in found:
+            found.append(name)
+            ahead += re.findall(r'from "\./([\w.]+\.js)"', _CONTENT[name].decode())
+    return tuple(found)
+
+
+@cache
 def plotly() -> Asset:
     """Plotly.js as the installed plotly package carries it, so that the charts work without a network."""
     package = importlib.util.find_spec("plotly")
