@@ -315,6 +315,28 @@ def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):  # noqa:
     assert readout(page, "loss") == usual
 
 
+def test_the_menu_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):  # noqa: F811
+    page = new_page()
+    trained(page, 20)
+    last = look(page, "step")
+    page.get_by_role("button", name="Charts").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    until(page, "m.view.smoothing === 0.95")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    until(page, "m.view.smoothing === null")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    until(page, "m.view.logValues")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_hidden()
+    settle(page)
+    assert (look(page, "step"), look(page, "playing")) == (last, False)
+
+
 def axes(page, chart):
     return page.evaluate(
         f"(({{ xaxis, yaxis }}) => [xaxis.type, yaxis.type])(document.querySelector("
