@@ -17,6 +17,7 @@ if __name__ == "__main__":
     st.navigation(
         [
             st.Page("pages/playground.py", title="Playground", icon=":material/play_circle:", default=True),
+            st.Page("pages/compare.py", title="Compare", icon=":material/compare_arrows:"),
             st.Page("pages/formulas.py", title="Formulas and code", icon=":material/function:"),
             st.Page("pages/contract.py", title="How we differ", icon=":material/fork_right:"),
         ],

@@ -13,6 +13,7 @@ This module imports neither torch nor streamlit: the web server, which must star
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ TASKS = ("skills", "text")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("float32", "bfloat16")
 MAX_PARAMETERS = 20_000_000
+MAX_TWINS = 8  # runs that are trained together
 
 # The knob that holds the weight of each loss. Any of them may be on at the same time; 0 is off.
 LOSS_WEIGHTS = {loss: "alpha" if loss == "batch" else f"alpha_{loss}" for loss in strategies.LOSSES}
@@ -324,6 +326,17 @@ def parse_settings(values: dict[str, str], recipe: Recipe, knobs: Knobs) -> tupl
         else:
             raise SettingsError(f"There is no setting called {name!r}. {_did_you_mean(name)}")
     return replace(recipe, **recipe_changes), replace(knobs, **knob_changes)
+
+
+def check_names(names: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Refuse what is no setting of this kind.
+
+    Raises:
+        SettingsError: the first name that is not `known`, with those that are like it.
+    """
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"There is no setting called {name[:40]!r}. {_did_you_mean(name[:40])}")
 
 
 def balancing_fields(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from moeviz import truth
-from moeviz.config import MAX_PARAMETERS, Knobs, Recipe, SettingsError
+from moeviz.config import MAX_PARAMETERS, MAX_TWINS, Knobs, Recipe, SettingsError
 from moeviz.snapshot import Snapshot
 from moeviz.training import (
     EVAL_EVERY,
@@ -22,8 +22,6 @@ from moeviz.training import (
 )
 
 __all__ = ["EVAL_EVERY", "WARM_UP_STEPS", "Engine", "HeldOut", "TrainingDiverged", "Twins", "available_devices"]
-
-MAX_TWINS = 8
 
 
 class Engine(Training):

@@ -1,11 +1,17 @@
-"""How does a run leave the program? As a table of its steps, and as one summary.
+"""How does a run leave the program? As a table of its steps, as its settings, and as one summary.
+
+The settings come back too: `read_settings` takes every JSON that was written here, or nothing of it.
 
 Shapes: L layers, E experts.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +21,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from moeviz import metrics
-from moeviz.config import SettingsError
+from moeviz.config import KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe, SettingsError, check, check_names
 
 LATE_SHARE = 0.2
-ENDINGS = (".parquet", ".csv", ".json")
+FORMATS = ("parquet", "csv", "json")
+ENDINGS = tuple(f".{form}" for form in FORMATS)
+HAS_SETTINGS = 'Bring a file that the page or `python -m moeviz run --out run.json` wrote: {"recipe": {}, "knobs": {}}.'
 
 
 def table(rows: np.ndarray, settings: dict[str, Any]) -> pa.Table:
@@ -35,29 +43,76 @@ def table(rows: np.ndarray, settings: dict[str, Any]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({"moeviz": json.dumps(settings)})
 
 
-def check_ending(path: Path) -> None:
+def check_ending(path: Path, endings: Sequence[str] = ENDINGS) -> None:
     """Refuse a file whose ending names no format.
 
     Raises:
-        SettingsError: the ending is not one of `ENDINGS`.
+        SettingsError: the ending is not one of `endings`.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise SettingsError(f"{path.name} does not say its format. End the name in {', '.join(ENDINGS)}.")
+    if path.suffix.lower() not in endings:
+        raise SettingsError(f"{path.name} does not say its format. End the name in {', '.join(endings)}.")
 
 
 def write(path: Path, rows: np.ndarray, settings: dict[str, Any]) -> None:
-    """Write the steps as Parquet, CSV or JSON (a list of objects, NaN as null), by the file's ending."""
+    """Write the steps as `to_bytes` has them, in the format that the file's ending names."""
     check_ending(path)
-    steps = table(rows, settings)
-    if path.suffix.lower() == ".parquet":
-        pyarrow.parquet.write_table(steps, path)
-    elif path.suffix.lower() == ".csv":
-        pyarrow.csv.write_csv(steps, path)
+    path.write_bytes(to_bytes(rows, settings, path.suffix.lower().removeprefix(".")))
+
+
+def to_bytes(rows: np.ndarray, settings: dict[str, Any], form: str) -> bytes:
+    """The steps as the content of a file: "parquet", "csv", or "json" (a list of objects, what is not finite as null).
+
+    Parquet and JSON hold the settings as well. Numbers are as the run has them, to the last digit.
+
+    Raises:
+        SettingsError: `form` is not one of `FORMATS`.
+    """
+    if form not in FORMATS:
+        raise SettingsError(f"{form!r} is no format of a table. Choose {', '.join(FORMATS)}.")
+    steps, file = table(rows, settings), io.BytesIO()
+    if form == "parquet":
+        pyarrow.parquet.write_table(steps, file)
+    elif form == "csv":
+        pyarrow.csv.write_csv(steps, file)
     else:
         lines = [
-            {name: None if value != value else value for name, value in step.items()} for step in steps.to_pylist()
+            {
+                name: None if isinstance(value, float) and not math.isfinite(value) else value
+                for name, value in step.items()
+            }
+            for step in steps.to_pylist()
         ]
-        path.write_text(json.dumps({"settings": settings, "steps": lines}), encoding="utf-8")
+        file.write(json.dumps({"settings": settings, "steps": lines}).encode())
+    return file.getvalue()
+
+
+def settings_json(recipe: Recipe, knobs: Knobs, **more: Any) -> bytes:
+    """Recipe and knobs as a file that people can read and `read_settings` takes back. `more` is told, never read."""
+    settings = {"recipe": asdict(recipe), "knobs": asdict(knobs)} | more
+    return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_settings(data: bytes) -> tuple[Recipe, Knobs]:
+    """The recipe and knobs of a file with settings: of `settings_json`, of a JSON table, or of `run --json`.
+
+    What the file leaves out has its default.
+
+    Raises:
+        SettingsError: it is no such file, or holds a name, a value or a combination that cannot be.
+    """
+    try:
+        told = json.loads(data)
+    except (ValueError, RecursionError):
+        raise SettingsError(f"This is no JSON. {HAS_SETTINGS}") from None
+    if isinstance(told, dict) and isinstance(told.get("settings"), dict):
+        told = told["settings"]
+    if not isinstance(told, dict) or not all(isinstance(told.get(part), dict) for part in ("recipe", "knobs")):
+        raise SettingsError(f"There are no settings in this file. {HAS_SETTINGS}")
+    check_names(told["recipe"], RECIPE_FIELDS)
+    check_names(told["knobs"], KNOB_FIELDS)
+    recipe, knobs = Recipe(**told["recipe"]), Knobs(**told["knobs"])
+    check(recipe, knobs)
+    return recipe, knobs
 
 
 def summarize(rows: np.ndarray) -> dict[str, Any]:

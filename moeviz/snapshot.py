@@ -77,6 +77,11 @@ class Fair:
     min_load_p05: float  # 5th percentile of the smallest load, relative to the mean load
 
 
+# Columns of a row that tell of the clock, of who changes settings and of the twins beside a run, not of the run itself:
+# two rows of one training may differ in these and in nothing else.
+CIRCUMSTANCES = ("version", "steps_per_second", "routed_differently")
+
+
 def record_dtype(num_layers: int, num_experts: int) -> np.dtype:
     """The fixed-size row a `History` keeps per step. Loads fit 16 bits: a token counts once per expert, T <= 8192."""
     L, LE = (num_layers,), (num_layers, num_experts)

@@ -97,7 +97,7 @@ class Training:
         for knobs in knobs_R:
             check(recipe, knobs)
         self.recipe, self.step_number = recipe, 0
-        self.device = _pick_device(recipe.device)
+        self.device = pick_device(recipe.device)
         if self.device == "cpu":
             torch.set_num_threads(1)  # with any other busy process a second thread costs more than it gains
         self.text, self.task = text, make_task(recipe, self.device, text)
@@ -527,7 +527,12 @@ def _stream_seed(seed: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
 
 
-def _pick_device(wanted: str) -> str:
+def pick_device(wanted: str) -> str:
+    """The device that a recipe's `device` means on this machine.
+
+    Raises:
+        SettingsError: it is not there.
+    """
     there = available_devices()
     if wanted == "auto":
         return there[0]

@@ -4,7 +4,7 @@ import streamlit as st
 
 from moeviz import presets
 from moeviz.live.component import live_charts
-from moeviz.ui import controls, fields, session, transport
+from moeviz.ui import controls, fields, session, transport, twins
 
 me = controls.sidebar()
 run = session.run()
@@ -13,6 +13,11 @@ transport.earlier()
 transport.sentences()
 transport.trouble(run)
 transport.bar(run)
+twins.beside(run)
+twins.branch(run)
+if me.to_compare:
+    me.to_compare = False
+    st.switch_page("pages/compare.py")
 
 state = run.state()
 live_charts(
@@ -22,6 +27,7 @@ live_charts(
     direct=fields.STOPS,
     key=session.CHARTS,
     on_changed=session.noticed,
+    on_branch=session.branched,
 )
 
 if name := presets.matching_preset(me.knobs):

@@ -125,6 +125,47 @@ def test_late_means_cover_the_last_fifth_of_the_steps(tmp_path):
     assert figures["max_vio_global"] == pytest.approx(max(load) / (sum(load) / 16) - 1)
 
 
+def test_settings_of_a_file_train_the_same_run(tmp_path):
+    asked = ("--steps", 10, "--json", "--preset", "deepseek_v3", "--seed", 5, "--set", "num_experts=32")
+    first = json.loads(call("run", *asked, "--out", tmp_path / "run.json").stdout)
+    (tmp_path / "printed.json").write_text(json.dumps(first))
+    for file in ("run.json", "printed.json"):
+        again = json.loads(call("run", "--settings", tmp_path / file, "--steps", 10, "--json").stdout)
+        assert [first[name] for name in PROMISED[:-1]] == [again[name] for name in PROMISED[:-1]]
+    other = json.loads(
+        call("run", "--settings", tmp_path / "run.json", "--set", "u=0.1", "--steps", 2, "--json").stdout
+    )
+    assert other["knobs"] == first["knobs"] | {"u": 0.1}
+    assert other["recipe"] == first["recipe"]
+
+
+def test_settings_that_cannot_be_used_are_refused(tmp_path):
+    path = tmp_path / "settings.json"
+    for content, sentence in (
+        (b"no", "This is no JSON."),
+        (b'{"recipe": {"a": 1}, "knobs": {}}', "There is no setting"),
+    ):
+        path.write_bytes(content)
+        result = call("run", "--settings", path, "--steps", 1)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert sentence in result.stderr
+    assert "cannot be read" in call("run", "--settings", tmp_path / "none.json", "--steps", 1).stderr
+
+
+def test_out_may_be_a_replay_that_begins_with_the_untrained_model(tmp_path):
+    from tests.test_replay import told_in
+
+    figures = json.loads(
+        call("run", "--steps", 12, "--preset", "loss_free", "--out", tmp_path / "run.html", "--json").stdout
+    )
+    told, [(header, columns)] = told_in((tmp_path / "run.html").read_bytes())
+    assert told["title"] == "Loss-free bias: 16 experts, task skills, seed 0"
+    assert figures["versions"]["torch"] in told["receipt"]
+    assert columns["step"].ravel().tolist() == list(range(13))
+    assert header["knobs"] == figures["knobs"]
+    assert columns["task_loss"][-3:].mean() < columns["task_loss"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -133,7 +174,7 @@ def test_late_means_cover_the_last_fifth_of_the_steps(tmp_path):
         (["--set", "speed=9"], "There is no setting called 'speed'."),
         (["--set", "num_groups=3"], "16 experts cannot be split into 3 equal groups. Try 1, 2, 4, 8 or 16 groups."),
         (["--preset", "best"], "There is no preset called 'best'."),
-        (["--out", "run.xls"], "run.xls does not say its format."),
+        (["--out", "run.xls"], "run.xls does not say its format. End the name in .parquet, .csv, .json, .html."),
         (["--text", "novel.txt"], "Add --task text."),
         (["--task", "text", "--text", "/does/not/exist"], "cannot be read"),
         (["--set", "device=mps"], "device=mps is not on this machine."),

@@ -18,16 +18,17 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own floor and the floors below. A package speaks for the modules in it.
 FLOORS = [
-    {"moeviz.strategies", "moeviz.config", "moeviz.snapshot"},
+    {"moeviz.strategies", "moeviz.config", "moeviz.snapshot", "moeviz.paired"},
     {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts"},
     {"moeviz.together", "moeviz.presets"},
     {"moeviz.params", "moeviz.forks"},
-    {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export"},
+    {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export", "moeviz.sweep", "moeviz.receipt"},
     {"moeviz.training"},
-    {"moeviz.engine"},
-    {"moeviz.checkpoint"},
+    {"moeviz.engine", "moeviz.machine"},
+    {"moeviz.checkpoint", "moeviz.cells", "moeviz.again"},
     {"moeviz.toy"},
     {"moeviz.host", "moeviz.figures", "moeviz.live", "moeviz.lessons"},
+    {"moeviz.farm"},
     {"moeviz.cli", "moeviz.ui"},
     {"moeviz.__main__", "pages"},
     {"app"},
@@ -58,7 +59,10 @@ ENGINE_SIDE = (
     "tasks",
     "training",
     "engine",
+    "machine",
     "checkpoint",
+    "cells",
+    "again",
     "toy",
 )
 MAY_IMPORT = {
@@ -79,7 +83,10 @@ MAY_IMPORT = {
     "tests": (),
 }
 # What starts fast and stays small: torch reaches these only inside a function, when it is really needed.
-WITHOUT_TORCH = ("moeviz.host", "moeviz.live", "moeviz.figures", "moeviz.ui", "moeviz.cli", "pages", "app")
+WITHOUT_TORCH = (
+    *("moeviz.paired", "moeviz.sweep", "moeviz.receipt", "moeviz.farm"),
+    *("moeviz.host", "moeviz.live", "moeviz.figures", "moeviz.ui", "moeviz.cli", "pages", "app"),
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +225,7 @@ def test_settings_snapshots_and_the_wire_format_load_neither_torch_nor_streamlit
     """Asked of a fresh interpreter, because a walk through the source cannot see what other packages import."""
     script = (
         "import sys, moeviz.config, moeviz.snapshot, moeviz.metrics, moeviz.presets, moeviz.live.wire;"
+        "import moeviz.sweep, moeviz.paired, moeviz.receipt;"
         "print(sorted({'torch', 'streamlit', 'plotly'} & set(sys.modules)))"
     )
     answer = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moeviz.config import MAX_TWINS
 from moeviz.snapshot import HEADER, History
 
-LANES = 8
+LANES = MAX_TWINS
 BYTES_PER_LANE = 4_000_000
 FEWEST_ROWS, MOST_ROWS = 450, 10_000
 MESSAGE_BYTES = 1024

@@ -29,7 +29,7 @@ class WorkerProcess:
         self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._devices: list[str] | None = None
         self._ended = False
-        with _quiet_start():
+        with quiet_start():
             self._process.start()
         theirs.close()
 
@@ -85,7 +85,7 @@ class WorkerProcess:
 
 
 @contextmanager
-def _quiet_start() -> Iterator[None]:
+def quiet_start() -> Iterator[None]:
     """A new process that neither runs the main script again nor shows a traceback on Ctrl-C while it imports.
 
     Under Streamlit `__main__` is the app, which a spawned process would import, streamlit and all.

@@ -198,6 +198,12 @@ class Run:
         return tuple(Twin(self, one, asked.block) for one in self._kin.values())
 
     @property
+    def versions(self) -> dict[int, Knobs]:
+        """The knobs of each version; of very many, the newest."""
+        with self._lock:
+            return dict(self._kin[0].versions)
+
+    @property
     def speed(self) -> float | None:
         """Target speed in steps per second, None for as fast as possible."""
         return self._speed

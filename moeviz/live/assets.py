@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
+_IMPORTED = re.compile(rb' from "\./([\w.]+\.js)"')
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".bin": "application/octet-stream"}
 
 
@@ -53,13 +54,29 @@ def static() -> dict[str, Asset]:
 
 @cache
 def modules(entry: str) -> tuple[str, ...]:
-    """Every module that the page's first one imports, itself the first of them."""
-    found, ahead = [], [entry]
-    while ahead:
-        if (name := ahead.pop(0)) not in found:
-            found.append(name)
-            ahead += re.findall(r'from "\./([\w.]+\.js)"', _CONTENT[name].decode())
+    """The module `entry` and all that it imports, itself or through others, each after those it imports.
+
+    Raises:
+        ValueError: modules import each other in a circle.
+        KeyError: there is no such module.
+    """
+    found: dict[str, None] = {}  # in order
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            raise ValueError(f"These modules import each other in a circle: {' -> '.join((*way, name))}.")
+        if name not in found:
+            for imported in _IMPORTED.findall(_CONTENT[name]):
+                visit(imported.decode(), (*way, name))
+            found[name] = None
+
+    visit(entry, ())
     return tuple(found)
+
+
+def text(name: str) -> str:
+    """A file of `static/` as it was written."""
+    return _CONTENT[name].decode()
 
 
 @cache

@@ -73,7 +73,7 @@ def live_charts(
         "token": token,
         "visit": visit,
         "known": known,
-        "modules": list(assets.modules("main.js")),
+        "modules": list(assets.modules("main.js"))[::-1],
         "recorded": (recorded := "start.bin" in assets.static()),
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},

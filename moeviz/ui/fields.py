@@ -6,7 +6,7 @@ No Streamlit here: plain functions from settings to options and from a link's te
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,11 +20,13 @@ from moeviz.config import (
     Recipe,
     SettingsError,
     parse_settings,
+    parse_value,
     setting_names,
     settle,
     show,
     smallest_groups_kept,
 )
+from moeviz.host import MOST_TWINS, check_changes
 
 ALPHAS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 # Stops of the sliders whose effect goes with the logarithm.
@@ -120,6 +122,30 @@ def to_link(recipe: Recipe, knobs: Knobs) -> dict[str, str]:
     values = values_of(recipe, knobs)
     differing = {name: value for name, value in values.items() if not value == default[name] == brought[name]}
     return {name: LABELS.get(name, {}).get(value, show(value)) for name, value in differing.items()}
+
+
+def twins_from_link(text: str, recipe: Recipe, knobs: Knobs) -> tuple[list[dict[str, Any]], list[str]]:
+    """What twins an address asks for beside the base, as `twins_to_link` writes them, and a sentence for each that
+    cannot be had."""
+    found, refusals = [], []
+    for part in text.split(";") if text.strip() else ():
+        changes: dict[str, Any] = {}
+        try:
+            if len(found) + 2 > MOST_TWINS:
+                raise SettingsError(f"There can be {MOST_TWINS} twins; more are left out.")
+            for pair in part.split(",") if part.strip() else ():
+                name, _, value = (legible(word) for word in pair.partition(":"))
+                changes[name] = value if name == "balancing" else parse_value(name, value)
+            check_changes(recipe, knobs, changes)
+            found.append(changes)
+        except SettingsError as refusal:
+            refusals.append(f"In the address: twins={_plain(legible(part))}: {_plain(str(refusal))}")
+    return found, list(dict.fromkeys(refusals))
+
+
+def twins_to_link(changes: Sequence[Mapping[str, Any]]) -> str:
+    """What an address says about twins: `u:0.03;gating:softmax,top_k:4`. Empty where there are none."""
+    return ";".join(",".join(f"{name}:{show(value)}" for name, value in own.items()) for own in changes)
 
 
 def legible(text: str) -> str:

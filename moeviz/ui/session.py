@@ -22,6 +22,7 @@ from moeviz.ui.hosting import host
 
 KEY = "moeviz"
 CHARTS = "live"  # key of the live charts
+TWIN_CHARTS = "compare"  # and of those of twins
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
 STALE_SECONDS = 2.0  # a browser that is so late is slower than a hand that opens a menu and chooses
 USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
@@ -43,6 +44,10 @@ class Visitor:
     whisper: str = ""  # to be said once, in passing
     offer: str = ""  # token of an earlier run of this browser
     menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
+    twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
+    locked: bool = True  # whether twins may differ in one setting only
+    to_compare: bool = False  # whether the next drawing is that of the twins
+    branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 
 def visitor() -> Visitor:
@@ -52,17 +57,21 @@ def visitor() -> Visitor:
     """
     if KEY not in st.session_state:
         asked = st.query_params.to_dict()
-        token = asked.pop("run", "")
+        token, twins = asked.pop("run", ""), asked.pop("twins", "")
         speed = {"speed": asked["speed"]} if asked.get("speed") in SPEEDS else {}
         me = _arrive(token, {name: text for name, text in asked.items() if name != "speed"})
         if "speed" in asked and not speed:
             me.notices.append(
                 f"In the address: speed={asked['speed'][:40]} is not one of {', '.join(SPEEDS)}. {USUAL_SPEED} is used."
             )
+        if not me.token:
+            me.twins, refusals = fields.twins_from_link(twins, me.recipe, me.knobs)
+            me.notices += refusals
         st.session_state[KEY] = me
         st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(me.recipe, me.knobs) | speed
         kept = {"run": me.token} if me.token else {}
+        kept |= {"twins": twins} if twins else {}
         if asked != granted or token != me.token:
             # The controls read the address themselves when first drawn: correct it before they do.
             st.query_params.from_dict(granted | kept)
@@ -266,14 +275,32 @@ def use_text(text: bytes | None) -> None:
     me.text = text
 
 
-def noticed() -> None:
+def noticed(charts: str = CHARTS) -> None:
     """The charts saw that the run is not as the page has it: mostly, drawing the page again is all it takes.
 
     Where the server has forgotten the page, this is a new visit of it: the charts know which run they showed before.
     """
-    shown_before = (st.session_state[CHARTS].get("changed") or {}).get("before")
+    shown_before = (st.session_state[charts].get("changed") or {}).get("before")
     if isinstance(shown_before, str):
         _take_up(shown_before)
+
+
+def branched(charts: str = CHARTS) -> None:
+    """The visitor looks at a past step and wants to branch there."""
+    asked = st.session_state[charts].get("branch") or {}
+    if isinstance(asked.get("step"), int) and isinstance(asked.get("twin"), int):
+        visitor().branching = asked["step"], asked["twin"]
+
+
+def twins_in_address(run: Run) -> None:
+    """Have the address say which twins there are, so that copying it shares them. Those from the past are shared as
+    twins from the start: whoever opens the link has no past."""
+    said = fields.twins_to_link([twin.changes for twin in run.twins[1:]])
+    if said != st.query_params.get("twins", ""):
+        if said:
+            st.query_params["twins"] = said
+        else:
+            del st.query_params["twins"]
 
 
 def run() -> Run:
@@ -290,6 +317,13 @@ def run() -> Run:
         run.set_knobs(me.knobs)
     me.stale_text = False
     me.agreed = fields.values_of(me.recipe, me.knobs)
+    wanted, me.twins = me.twins, []
+    for changes in wanted:
+        try:
+            run.add_twin(changes)
+        except SettingsError as refusal:
+            me.notices.append(str(refusal))
+    twins_in_address(run)
     run.set_speed(SPEEDS[st.session_state.get("speed") or USUAL_SPEED])
     run.touch()
     return run

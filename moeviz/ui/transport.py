@@ -8,7 +8,7 @@ import streamlit as st
 
 from moeviz.config import SettingsError
 from moeviz.host import Run
-from moeviz.ui import session
+from moeviz.ui import downloads, session
 
 OPEN_SECONDS = 5.0  # a run that was looked at so recently is on a screen
 
@@ -53,6 +53,7 @@ def bar(run: Run) -> None:
         with st.popover("Run to…", help="Run up to a step, then pause."):
             st.number_input("Step", 1, 1_000_000, 500, key="until", persist_state="session")
             st.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
+        downloads.menu(run)
 
 
 def sentences() -> None:

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
-from moeviz import export, params, presets
-from moeviz.config import (
-    KNOB_FIELDS,
-    RECIPE_FIELDS,
-    TASK_DEFAULTS,
-    TASKS,
-    Knobs,
-    Recipe,
-    SettingsError,
-    check,
-    parse_settings,
-    show,
-)
+from moeviz import export, params, presets, receipt
+from moeviz.cli import options
+from moeviz.cli.checking import check
+from moeviz.cli.sweeping import sweep
+from moeviz.config import KNOB_FIELDS, RECIPE_FIELDS, TASKS, Knobs, Recipe, SettingsError, show
 from moeviz.snapshot import History
 
 if TYPE_CHECKING:
@@ -35,11 +28,16 @@ PRINTED = (
     *("specialisation", "interference_router_ratio", "interference_trunk_ratio", "dropped_fraction", "dead_experts"),
     *("fan_out", "steps_per_second"),
 )
+WRITTEN = (*export.ENDINGS, ".html")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """A playground for mixture-of-experts routing, without its page."""
+
+
+main.add_command(sweep)
+main.add_command(check)
 
 
 @main.command("presets")
@@ -101,7 +99,23 @@ def count_parameters(name: str, changes: tuple[str, ...], as_json: bool) -> None
 @click.option(
     "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
+@click.option(
+    "--settings",
+    "settings_file",
+    type=click.Path(path_type=Path),
+    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write every step, as .parquet, .csv or .json; or as .html, a replay that any browser plays offline.",
+)
+@click.option(
+    "--receipt",
+    "receipt_file",
+    type=click.Path(path_type=Path),
+    help="Write what it takes to train this run again, for `python -m moeviz check`.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def run(
     task: str,
@@ -110,17 +124,19 @@ def run(
     steps: int,
     seed: int | None,
     text_file: Path | None,
+    settings_file: Path | None,
     out: Path | None,
+    receipt_file: Path | None,
     as_json: bool,
 ) -> None:
     """Train the toy and print what the page would show."""
     try:
-        recipe, knobs = _settings(task, preset_name, changes, seed)
+        recipe, knobs = options.settings(options.base(task, preset_name, settings_file), changes, seed)
         if steps < 1:
             raise SettingsError(f"--steps {steps} trains nothing. Choose at least 1.")
         if out:
-            export.check_ending(out)
-        result = train(recipe, knobs, steps, _read(text_file, task), out)
+            export.check_ending(out, WRITTEN)
+        result = train(recipe, knobs, steps, options.text(text_file, recipe.task), out, receipt_file)
     except SettingsError as refusal:
         raise click.ClickException(str(refusal)) from None
     if as_json:
@@ -146,27 +162,47 @@ def record(out: Path, steps: int) -> None:
     out.write_bytes(encode(rows, header | {"recipe": asdict(recipe), "knobs": asdict(knobs)}))
 
 
-def train(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Path | None) -> dict[str, Any]:
+def train(
+    recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None, out: Path | None, receipt_file: Path | None = None
+) -> dict[str, Any]:
     """Train with a progress bar on stderr; returns the summary, the settings and the versions.
 
     A run that diverges keeps the steps it made; `diverged` then holds the sentence.
     """
-    import torch
+    from moeviz import machine
 
     history, engine, seconds, diverged = _run(recipe, knobs, steps, text)
     settings = {
         "recipe": asdict(recipe),
         "knobs": asdict(knobs),
         "device": engine.device,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": machine.versions(),
     }
-    _, rows = history.since(0 if history.count > 1 else -1)
-    if out:
+    every, rows = history.since(-1)[1], _made(history)
+    issued = receipt.issue(recipe, [(0, knobs)], every, text=text, **machine.circumstances(engine.device))
+    if receipt_file:
+        receipt_file.write_text(receipt.to_json(issued), encoding="utf-8")
+    if out and out.suffix.lower() == ".html":
+        _write_replay(out, recipe, knobs, every, issued)
+    elif out:
         export.write(out, rows, settings)
     held_out = None if diverged else engine.examine()
     final = export.summarize_held_out(held_out.loss, held_out.joint_LEC) if held_out else {}
     rate = {"steps_per_second": engine.step_number / seconds, "diverged": diverged}
     return export.summarize(rows) | final | rate | settings
+
+
+def _write_replay(out: Path, recipe: Recipe, knobs: Knobs, rows: np.ndarray, issued: receipt.Receipt) -> None:
+    from moeviz.live import replay
+
+    recorded = replay.Recorded(recipe, knobs, rows, versions={0: knobs})
+    title, date = replay.title(recipe, knobs), f"{datetime.now():%Y-%m-%d}"
+    out.write_bytes(replay.html([recorded], title=title, date=date, receipt=receipt.to_json(issued)))
+
+
+def _made(history: History) -> np.ndarray:
+    """All steps but step 0, which is kept only where there is no other."""
+    return history.since(0 if history.count > 1 else -1)[1]
 
 
 def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[History, Engine, float, str | None]:
@@ -191,35 +227,9 @@ def _run(recipe: Recipe, knobs: Knobs, steps: int, text: bytes | None) -> tuple[
 def _count(name: str, changes: tuple[str, ...]) -> tuple[params.Count, params.Architecture | None]:
     if name == "toy":
         task = dict(change.partition("=")[::2] for change in changes).get("task", "").strip()
-        recipe, knobs = _settings(task if task in TASKS else "skills", "no_balancing", changes, None)
+        recipe, knobs = options.settings(options.base(task if task in TASKS else "skills", "no_balancing"), changes)
         return params.count_toy(recipe, knobs.top_k), None
     model = params.architecture(name)
     if changes:
         raise SettingsError(f"--set {changes[0]} changes the toy, and {name} is as published. Leave --set out.")
     return params.count(model), model
-
-
-def _settings(task: str, preset_name: str, changes: tuple[str, ...], seed: int | None) -> tuple[Recipe, Knobs]:
-    values = {}
-    for change in changes:
-        name, equals, value = change.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {change} has no value. Write --set NAME=VALUE, for example --set u=0.003.")
-        values[name.strip()] = value
-    if seed is not None:
-        values["seed"] = str(seed)
-    base = Recipe(task=task, **TASK_DEFAULTS[task])
-    recipe, knobs = parse_settings(values, base, presets.preset(preset_name).knobs)
-    check(recipe, knobs)
-    return recipe, knobs
-
-
-def _read(text_file: Path | None, task: str) -> bytes | None:
-    if text_file is None:
-        return None
-    if task != "text":
-        raise SettingsError(f"--text {text_file} needs a task that reads. Add --task text.")
-    try:
-        return text_file.read_bytes()
-    except OSError as fault:
-        raise SettingsError(f"{text_file} cannot be read: {fault.strerror}. Name a file that exists.") from None

@@ -1,0 +1,31 @@
+"""What does one change do, beside the same run without it?"""
+
+from functools import partial
+
+import streamlit as st
+from moeviz.live.compare import twin_charts
+
+from moeviz.ui import controls, fields, session, transport, tree, twins
+
+me = controls.sidebar("A, the base")
+run = session.run()
+
+transport.earlier()
+transport.sentences()
+transport.trouble(run)
+transport.bar(run)
+twins.shelf(run)
+twins.branch(run)
+if drawn := tree.drawn(run.twins, run.state().step):
+    st.html(drawn)
+
+state = run.state()
+twin_charts(
+    run.token,
+    visit=me.visit,
+    known={"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch},
+    direct=fields.STOPS,
+    key=session.TWIN_CHARTS,
+    on_changed=partial(session.noticed, session.TWIN_CHARTS),
+    on_branch=partial(session.branched, session.TWIN_CHARTS),
+)
