@@ -3,8 +3,8 @@
 from functools import partial
 
 import streamlit as st
-from moeviz.live.compare import twin_charts
 
+from moeviz.live.compare import twin_charts
 from moeviz.ui import controls, fields, session, transport, tree, twins
 
 me = controls.sidebar("A, the base")
