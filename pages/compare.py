@@ -7,7 +7,7 @@ import streamlit as st
 from moeviz.live.compare import twin_charts
 from moeviz.ui import controls, fields, session, transport, tree, twins
 
-me = controls.sidebar("A, the base")
+me = controls.sidebar("compare", "A, the base")
 run = session.run()
 
 transport.earlier()

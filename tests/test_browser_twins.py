@@ -121,6 +121,7 @@ def test_a_branch_from_the_past_of_the_playground(new_page):  # noqa: F811
     page.get_by_role("button", name="Branch from here").click()
     expect(page.get_by_text("Branch at step 30 of A")).to_be_visible()
     page.get_by_role("button", name="Branch", exact=True).click()
+    page.get_by_role("link", name="Compare them").click()
     until(page, "m.columns && m.twins.length === 2 && m.twins.every((twin) => twin.store.lastStep === 50)")
     expect(page.get_by_role("img", name="B parted from A at step 30")).to_be_visible()
     after = [np.array(page.evaluate(f"[...window.__moeviz.twins[{twin}].store.load]")) for twin in (0, 1)]

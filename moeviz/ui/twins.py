@@ -78,7 +78,7 @@ def beside(run: Run) -> None:
     names = ", ".join(twin.name for twin in run.twins[1:])
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/stacks: This is twin A. Beside it train {names}, so each step takes longer.")
-        st.page_link("pages/compare.py", label="Compare them")
+        st.page_link("pages/compare.py", label="Compare them", icon=":material/compare_arrows:")
         st.button("Go on with A alone", key="alone", type="tertiary", on_click=_alone, args=(run,))
 
 
@@ -234,7 +234,6 @@ def _branch(run: Run, changes: dict[str, Any], parent: int, step: int) -> None:
     inherited = next((twin.changes for twin in run.twins if twin.id == parent), {})
     if _trying(lambda: run.add_twin(merged(inherited, changes), parent, step)):
         _forget_branch()
-        session.visitor().to_compare = True
 
 
 def _forget_branch() -> None:
