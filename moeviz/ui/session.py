@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
@@ -189,7 +191,9 @@ def _arrive_at(me: Visitor, page: str) -> None:
         choose(**fields.values_of(me.recipe, me.knobs))
         st.session_state["speed"] = me.speed
         me.page = page
-        st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
+        # Controls that have been drawn on this page before write into the address themselves, and nobody else may.
+        with suppress(StreamlitAPIException):
+            st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
         st.rerun()
     me.page = page
 
