@@ -2,10 +2,8 @@
 
 from functools import partial
 
-import streamlit as st
-
 from moeviz.live.compare import twin_charts
-from moeviz.ui import controls, fields, session, transport, tree, twins
+from moeviz.ui import controls, fields, session, transport, twins
 
 me = controls.sidebar("compare", "A, the base")
 run = session.run()
@@ -16,8 +14,6 @@ transport.trouble(run)
 transport.bar(run)
 twins.shelf(run)
 twins.branch(run)
-if drawn := tree.drawn(run.twins, run.state().step):
-    st.html(drawn)
 
 state = run.state()
 twin_charts(

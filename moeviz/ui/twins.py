@@ -14,7 +14,7 @@ import streamlit as st
 from moeviz import sweep
 from moeviz.config import KNOB_FIELDS, LOSS_WEIGHTS, Knobs, Recipe, SettingsError, balancing_fields, divisors, show
 from moeviz.host import MOST_TWINS, Run, Twin, check_changes
-from moeviz.ui import fields, session
+from moeviz.ui import fields, session, tree
 
 # The famous ones first; everything a twin may differ in.
 FIRST = ("balancing", "gating", "u", "alpha", "groups_kept", "num_groups", "token_dropping", "capacity_factor", "top_k")
@@ -51,6 +51,8 @@ def shelf(run: Run) -> None:
             on_change=_lock,
             help="Locked, a twin differs from A in one setting, so that whatever parts them has one cause.",
         )
+        if drawn := tree.drawn(run.twins, run.state().step):
+            st.markdown(drawn, width="content")
 
 
 def branch(run: Run) -> None:
