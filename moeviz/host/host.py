@@ -28,6 +28,7 @@ from moeviz.host.vault import Vault
 
 SPARE_AFTER = 5.0  # seconds after the others: a start takes a core from whoever opens the first page
 TICK = 1.0  # seconds between two looks at who is gone
+LONGEST_WAIT = 60.0  # seconds between two starts of workers that die at once
 SWEEP_EVERY = 3600.0
 
 
@@ -68,6 +69,8 @@ class Host:
         self._admitted: dict[str, Share] = {}
         self._waiting: dict[str, Run] = {}  # in the order they came
         self._started = 0.0
+        self._stillborn = 0  # how often in a row workers died before they were up
+        self._not_before = 0.0
         self._closing = threading.Event()
         self._wake, self._woken = Pipe()
         self._keeper = threading.Thread(target=self._keep_order, name="moeviz-keeper", daemon=True)
@@ -244,6 +247,8 @@ class Host:
             self._keeper.start()
             atexit.register(self.shutdown)
         living = [worker for worker in self._workers if worker.alive]
+        if self._must_wait(living):
+            return
         if len(living) < self._num_workers and self._spare is not None:
             living.append(self._spare)
             self._spare = None
@@ -251,6 +256,18 @@ class Host:
         if missing:
             self._started = time.monotonic()
         self._workers = living + [WorkerProcess(self._engine) for _ in range(missing)]
+
+    def _must_wait(self, living: list[WorkerProcess]) -> bool:
+        """Where workers die before they are up, the next is started later and later: whatever is wrong with this
+        machine, starting processes as fast as it can would make it worse."""
+        if any(worker.devices for worker in living):
+            self._stillborn = 0
+        if len(living) == len(self._workers) or any(worker.devices for worker in self._workers):
+            return False
+        if self._not_before <= self._started:
+            self._stillborn += 1
+            self._not_before = time.monotonic() + min(2.0**self._stillborn, LONGEST_WAIT)
+        return time.monotonic() < self._not_before
 
     def _keep_order(self) -> None:
         tick = min(TICK, self.limits.pause_after / 4 or TICK, self.limits.save_every or TICK)
