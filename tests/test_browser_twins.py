@@ -71,6 +71,8 @@ def loads_of(page, twin, step):
 def test_twins_start_alike_and_show_what_the_engine_computes(new_page):  # noqa: F811
     page = new_page("?bias_rule=sign&speed=max")
     to_compare(page)
+    # Both pages bring their modules, which remember things: there must be one of each all the same.
+    assert page.evaluate("Object.keys(window.__moevizModules).length") == 1
     expect(page.get_by_text("Add a twin").first).to_be_visible()
     add_twin(page, "Bias update speed u", "0.1")
     add_twin(page, "Gating", "softmax")
