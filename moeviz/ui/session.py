@@ -242,6 +242,11 @@ def value(name: str) -> Any:
     return st.session_state[name]
 
 
+def value_or(name: str, otherwise: Any) -> Any:
+    """What a control holds, or something else where it has not been drawn."""
+    return st.session_state.get(name, otherwise)
+
+
 def show_in_menu(name: str, shown: Any) -> None:
     """Have a menu name what is really set, before it is drawn."""
     before = st.session_state.get(name)
