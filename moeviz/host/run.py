@@ -110,6 +110,11 @@ class Twin:
         return self._block.lane(self._kin.lane).parted
 
     @property
+    def parent_name(self) -> str:
+        """The letter of the twin that it parted from; empty where that is gone, or there is none."""
+        return next((twin.name for twin in self._run.twins if twin.id == self.parent), "")
+
+    @property
     def versions(self) -> dict[int, Knobs]:
         """Its knobs by their number; of very many, the newest."""
         return dict(self._kin.versions)

@@ -15,7 +15,7 @@ import streamlit as st
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
-from moeviz.host import Run
+from moeviz.host import Check, Run
 from moeviz.live.visitor import COOKIE
 from moeviz.ui import fields
 from moeviz.ui.hosting import host
@@ -47,6 +47,7 @@ class Visitor:
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
     to_compare: bool = False  # whether the next drawing is that of the twins
+    check: Check | None = None  # of somebody's receipt, under way or done
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 
