@@ -3,11 +3,11 @@
 from functools import partial
 
 import streamlit as st
-from moeviz.live.compare import twin_charts
 
+from moeviz.live.compare import twin_charts
 from moeviz.ui import controls, fields, session, transport, tree, twins
 
-me = controls.sidebar("A, the base")
+me = controls.sidebar("compare", "A, the base")
 run = session.run()
 
 transport.earlier()

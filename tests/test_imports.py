@@ -68,7 +68,15 @@ ENGINE_SIDE = (
 MAY_IMPORT = {
     "torch": tuple(f"moeviz.{name}" for name in (*ENGINE_SIDE, "host.worker", "cli")),
     "plotly": ("moeviz.figures", "moeviz.live"),
-    "streamlit": ("moeviz.ui", "moeviz.live.component", "moeviz.live.routes", "moeviz.live.visitor", "pages", "app"),
+    "streamlit": (
+        "moeviz.ui",
+        "moeviz.live.component",
+        "moeviz.live.compare",
+        "moeviz.live.routes",
+        "moeviz.live.visitor",
+        "pages",
+        "app",
+    ),
     "transformers": (),
     "hypothesis": (),
     "pytest": (),

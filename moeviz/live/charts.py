@@ -26,7 +26,7 @@ _FLOOR = "Ours: Monte Carlo draws of a router that chooses K of E experts at ran
 CHARTS: dict[str, Text] = {
     "load": Text(
         "Expert load now",
-        "How many tokens chose each expert in the newest step, before any are dropped. The dashed line is perfect "
+        "How many tokens chose each expert in the step shown, before any are dropped. The dashed line is perfect "
         "balance; the band is where a perfectly fair random router would land. ▲ is above the band, ✕ is dead.",
         "load_i = number of (token, expert i) pairs in the batch; mean = T·K / E",
         "arXiv 2408.15664, Algorithm 1 (there c_i); the band is ours, from Monte Carlo draws.",
@@ -75,6 +75,33 @@ CHARTS: dict[str, Text] = {
     ),
 }
 
+# What twins are compared by, beside the charts above.
+TWIN_CHARTS: dict[str, Text] = {
+    "difference": Text(
+        "Difference from A",
+        "The figure of each twin minus that of A at the same step: below 0 a twin is lower than A, which is better. "
+        "Both had the same first weights and the same batches, so nothing acts but what differs in their settings.",
+        "figure of twin − figure of A, running means as in their own charts",
+        "Ours. One pair of runs: what other seeds would show is not in it.",
+        "twin − A",
+    ),
+    "spread": Text(
+        "Bias spread",
+        "How far apart the most and the least favoured expert are in selection bias: how hard the bias has to pull.",
+        "max b − min b over the experts of a layer",
+        "Ours.",
+        "max b − min b",
+    ),
+    "routed": Text(
+        "Routed differently from A",
+        "The share of the batch's tokens that a twin sends to other experts than A does, in any layer. The order among "
+        "a token's experts does not count.",
+        "tokens whose set of experts differs in any layer / T",
+        "Ours.",
+        "% of tokens",
+    ),
+}
+
 NUMBERS: dict[str, Text] = {
     "step": Text(
         "step",
@@ -110,6 +137,11 @@ NUMBERS: dict[str, Text] = {
         "Ours.",
     ),
 }
+
+
+def texts_of_twins() -> dict[str, dict[str, dict[str, str]]]:
+    """The texts of the page that compares, as plain dictionaries, ready for the browser."""
+    return {"charts": {name: asdict(text) for name, text in (CHARTS | TWIN_CHARTS).items()}}
 
 
 def texts() -> dict[str, dict[str, dict[str, str]]]:

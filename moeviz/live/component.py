@@ -16,28 +16,30 @@ from moeviz.live.routes import prefix
 
 # Streamlit sends these lines again with every message, so they only fetch the modules, which the browser keeps. What
 # the modules will ask for is on its way before they are: one file after another would take four times there and back.
-_LOADER = """\
+# The first of `data.modules` is the one that draws.
+LOADER = """\
 function ask(rel, href, more) {
   const link = Object.assign(document.createElement("link"), { rel, href, ...more })
   document.head.append(link)
 }
 export default function ({ data, parentElement, ...rest }) {
-  if (!window.__moevizAsked) {
-    window.__moevizAsked = true
+  window.__moevizAsked ??= {}
+  if (!window.__moevizAsked[data.modules[0]]) {
+    window.__moevizAsked[data.modules[0]] = true
     const versioned = (name) => `${data.base}/${name}?v=${data.version}`
     for (const name of data.modules) ask("modulepreload", versioned(name))
     ask("preload", versioned("style.css"), { as: "style" })
     if (data.fresh) ask("preload", versioned("start.bin"), { as: "fetch", crossOrigin: "anonymous" })
     ask("preload", versioned("../plotly.min.js"), { as: "script", fetchPriority: "low" })
   }
-  const address = new URL(`${data.base}/main.js?v=${data.version}`, location.href)
+  const address = new URL(`${data.base}/${data.modules[0]}?v=${data.version}`, location.href)
   const main = import(address)
   main.then((m) => m.render({ data, parentElement, ...rest }))
   return () => main.then((m) => m.release(parentElement))
 }
 """
 
-_mount = st.components.v2.component("moeviz_live", js=_LOADER, isolate_styles=False)
+_mount = st.components.v2.component("moeviz_live", js=LOADER, isolate_styles=False)
 
 
 def live_charts(
@@ -71,7 +73,7 @@ def live_charts(
         "token": token,
         "visit": visit,
         "known": known,
-        "modules": list(assets.modules("main.js")),
+        "modules": list(assets.modules("main.js"))[::-1],
         "recorded": (recorded := "start.bin" in assets.static()),
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},

@@ -4,6 +4,7 @@
 `GET /moeviz/plotly.min.js`       Plotly.js, gzipped once
 `GET /moeviz/run/{token}`         what is new in a run since what the browser already has (`Known`)
 `POST /moeviz/run/{token}/knobs`  a slider was moved: train with it at once, and answer as above
+`GET /moeviz/run/{token}/twins`   what is new in a run's twins, all in one answer (`twins`)
 
 Whatever may wait does so in a thread. A token is unguessable, and only the browser that first asked for a run has it
 (`visitor`).
@@ -28,9 +29,11 @@ from streamlit import config
 
 from moeviz.config import KNOB_FIELDS, SettingsError
 from moeviz.live import assets, visitor, wire
+from moeviz.live.twins import KnownTwin, KnownTwins, encode_twins
 
 MOST_ROWS = 800
 MOST_BYTES = 4096  # of a request to change knobs
+MOST_KNOWN = 100  # twins that a browser may say it knows
 PATIENCE = 0.15  # seconds that an answer waits for a step under the new knobs
 GLANCE = 0.002  # seconds between two looks for it
 NOT_YOURS = "This run belongs to another browser. Reload the page to have one of your own."
@@ -83,6 +86,10 @@ def routes(get_host: Callable[[], Host]) -> list[Route]:
             return _answering(lambda: _increment(request, host))
         return await run_in_threadpool(_answering, lambda: _increment(request, host))
 
+    async def twins(request: Request) -> Response:
+        # In a thread: several runs of many experts take long enough to be noticed by everybody else.
+        return await run_in_threadpool(_answering, lambda: _twins(request, get_host()))
+
     async def knobs(request: Request) -> Response:
         try:
             asked = _asked(request, await _body(request))
@@ -95,6 +102,7 @@ def routes(get_host: Callable[[], Host]) -> list[Route]:
         Route(f"{prefix()}/plotly.min.js", _plotly, methods=["GET"]),
         Route(f"{prefix()}/run/{{token}}", increment, methods=["GET"]),
         Route(f"{prefix()}/run/{{token}}/knobs", knobs, methods=["POST"]),
+        Route(f"{prefix()}/run/{{token}}/twins", twins, methods=["GET"]),
     ]
 
 
@@ -140,8 +148,18 @@ def _increment(request: Request, host: Host) -> Response:
     return _send_increment(request, run, known)
 
 
+def _twins(request: Request, host: Host) -> Response:
+    known = _known_twins(request.query_params.get("known", "{}"))
+    run = _run_of(request, host)
+    run.touch()
+    return _send_message(request, encode_twins(run, known))
+
+
 def _send_increment(request: Request, run: Any, known: Known) -> Response:
-    message = encode_increment(run, known)
+    return _send_message(request, encode_increment(run, known))
+
+
+def _send_message(request: Request, message: bytes) -> Response:
     encoding = "identity"
     if len(message) > wire.WORTH_DEFLATING and "deflate" in request.headers.get("accept-encoding", ""):
         message, encoding = wire.deflate(message), "deflate"
@@ -262,6 +280,29 @@ def _asked(request: Request, body: bytes) -> dict[str, Any]:
 
 def _known(told: Mapping[str, Any]) -> Known:
     return Known(**{spec.name: _whole_number(told, spec.name) for spec in fields(Known) if spec.name in told})
+
+
+def _known_twins(text: str) -> KnownTwins:
+    try:
+        asked = json.loads(text)
+    except (ValueError, RecursionError):
+        asked = None
+    twins = asked.get("twins", {}) if isinstance(asked, dict) else None
+    if not isinstance(twins, dict) or not all(isinstance(has, dict) for has in twins.values()):
+        example = '{"epoch": 1, "twins": {"0": {"after": 12, "version": 3}}}'
+        raise Refused(400, f"known={text[:40]} is not of the form {example}. Leave it out to get everything.")
+    if len(twins) > MOST_KNOWN:
+        raise Refused(400, f"known names {len(twins)} twins. Name at most {MOST_KNOWN}, those that are still there.")
+    numbers = {name: _whole_number(asked, name) for name in ("epoch", "told") if name in asked}
+    return KnownTwins(**numbers, twins={_twin_id(name): _known_twin(has) for name, has in twins.items()})
+
+
+def _known_twin(has: Mapping[str, Any]) -> KnownTwin:
+    return KnownTwin(**{spec.name: _whole_number(has, spec.name) for spec in fields(KnownTwin) if spec.name in has})
+
+
+def _twin_id(name: str) -> int:
+    return _whole_number({"twin": name}, "twin")
 
 
 def _whole_number(told: Mapping[str, Any], name: str) -> int:

@@ -6,6 +6,7 @@ A receipt that is brought is foreign text: it is read with care, and what a sent
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
 import streamlit as st
@@ -21,10 +22,13 @@ from moeviz.ui.hosting import host
 
 KEY = "receipt"
 EVERY = 0.5  # seconds between two looks at a check
-SHORT = 12  # characters of a hash that tell two apart
 MOST_REASONS = 8
-# The copy button of a hash copies all of it; what does not fit is not scrolled for.
-STYLE = "<style>[class*='st-key-receipt_hash'] pre, [class*='st-key-receipt_hash'] code { overflow: hidden; }</style>"
+LABEL_WIDTH = 110  # pixels
+# What a box copies is all of it, also where only its beginning fits.
+STYLE = (
+    "<style>[class*='st-key-receipt_copy'] code { display: block; overflow: hidden; text-overflow: ellipsis; }"
+    "[class*='st-key-receipt_copy'] pre { overflow: hidden; padding-top: 0.6rem; padding-bottom: 0.6rem; }</style>"
+)
 
 
 def menu(run: Run) -> None:
@@ -68,17 +72,24 @@ def _own(run: Run) -> None:
         st.info(str(refusal) if isinstance(refusal, SettingsError) else "This twin is gone.", icon=":material/info:")
         return
     st.caption(
-        f"What it takes to train **{issued.steps:,} steps** again. The same kind of machine with the same versions "
-        f"gives the same hashes, to the bit. Open this again for newer steps."
+        f"Who trains these **{issued.steps:,} steps** again on the same kind of machine with the same versions gets the "
+        f"same hashes, to the bit. Open this again for newer steps."
     )
     st.html(STYLE)
     _copied("Settings", address(issued), "link")
     if issued.schedule:
         st.caption(f"{_changes(issued)} The link has the settings before that; the file has all.")
-    st.markdown(f"Seed **{issued.seed}** · {_circumstances(issued)}")
-    _copied("First snapshot (step 0)", issued.first, "hash_first")
-    _copied(f"Last snapshot (step {issued.steps:,})", issued.last, "hash_last")
+    _copied("First snapshot", issued.first, "first")
+    _copied("Last snapshot", issued.last, "last")
+    _facts(issued)
     _take(run, issued)
+
+
+def _facts(told: Receipt) -> None:
+    """Seed and what trained it, as words that are nothing but words."""
+    versions = ", ".join(f"{name} {version}" for name, version in told.versions.items())
+    machine = ", ".join(told.machine.values())
+    st.text(f"Seed {told.seed}, {told.steps:,} steps; {versions}; on {told.device} ({machine})")
 
 
 def _take(run: Run, issued: Receipt) -> None:
@@ -95,13 +106,14 @@ def _take(run: Run, issued: Receipt) -> None:
         width="stretch",
     )
     with st.expander("As text, to copy"):
-        st.code(text, language="json", height=240)
+        st.code(text, language="json", height=200)
 
 
 def _copied(label: str, text: str, key: str) -> None:
-    st.caption(label)
-    with st.container(key=f"receipt_{key}"):
-        st.code(text, language=None)
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+        st.caption(label, width=LABEL_WIDTH)
+        with st.container(key=f"receipt_copy_{key}"):
+            st.code(text, language=None)
 
 
 def address(issued: Receipt) -> str:
@@ -120,26 +132,20 @@ def _changes(issued: Receipt) -> str:
     )
 
 
-def _circumstances(issued: Receipt) -> str:
-    """What trained it, as Markdown in which foreign words stay words."""
-    versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in issued.versions.items())
-    machine = ", ".join(plain(text) for text in issued.machine.values())
-    return f"{versions} · {plain(issued.device)} ({machine})"
-
-
 # --- somebody's ----------------------------------------------------------------------------------------------------
 
 
 def _bring(run: Run) -> None:
     st.caption("Bring a receipt: its run is trained again here, and the hashes are compared.")
-    pasted = st.text_area("Receipt", key="receipt_text", height=110, placeholder='{"moeviz_receipt": 1, …}')
+    pasted = st.text_area("Receipt", key="receipt_text", height=90, placeholder='{"moeviz_receipt": 1, …}')
     file = st.file_uploader("or its file", key="receipt_file", type="json", max_upload_size=1)
     if not pasted.strip() and file is None:
         return
     try:
         theirs = receipt.from_json(pasted if pasted.strip() else file.getvalue())
     except SettingsError as refusal:
-        st.error(plain(str(refusal)), icon=":material/error:")
+        st.error("**This cannot be checked.**", icon=":material/error:")
+        st.text(str(refusal))
         return
     _say_what_it_is(run, theirs)
     text = _text_for(theirs)
@@ -157,15 +163,20 @@ def _bring(run: Run) -> None:
 def _say_what_it_is(run: Run, theirs: Receipt) -> None:
     """What would be trained, and what is not the same here; the same hash is not to be expected then."""
     recipe, plan = theirs.plan()
-    changes = f", {len(plan) - 1} changes on the way" if len(plan) > 1 else ""
-    st.markdown(f"**{theirs.steps:,} steps** with seed **{theirs.seed}**{changes} · {_circumstances(theirs)}")
-    others = config.describe_change(run.knobs, plan[0][1])
-    others += _other_recipe(run.recipe, recipe)
+    _facts(theirs)
+    if theirs.schedule:
+        st.caption(_changes(theirs))
+    others = config.describe_change(run.knobs, plan[0][1]) + _other_recipe(run.recipe, recipe)
     if others:
         st.caption("Its settings beside those of your run: " + plain("; ".join(others[:MOST_REASONS])))
     if reasons := in_advance(host(), theirs):
-        said = "\n".join(f"- {plain(reason)}" for reason in reasons[:MOST_REASONS])
-        st.warning(f"The hashes may differ for a good reason:\n{said}", icon=":material/compare_arrows:")
+        st.warning("**The hashes may differ for a good reason:**", icon=":material/compare_arrows:")
+        _list(reasons)
+
+
+def _list(reasons: Sequence[str]) -> None:
+    """Sentences with foreign words in them: no Markdown, which would make links of them."""
+    st.text("\n".join(f"• {reason}" for reason in reasons[:MOST_REASONS]))
 
 
 def _other_recipe(mine: config.Recipe, theirs: config.Recipe) -> list[str]:
@@ -227,7 +238,8 @@ def _tell(check: Check, verdict: Verdict) -> None:
             icon=":material/difference:",
         )
     if verdict.reasons:
-        st.markdown("\n".join(f"- {plain(reason)}" for reason in verdict.reasons[:MOST_REASONS]))
+        st.caption("Although this is not the same:" if verdict.same else "What may be the reason:")
+        _list(verdict.reasons)
 
 
 def _word(same: bool) -> str:

@@ -44,9 +44,10 @@ class Visitor:
     whisper: str = ""  # to be said once, in passing
     offer: str = ""  # token of an earlier run of this browser
     menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
+    page: str = ""  # whose controls were drawn last
+    speed: str = USUAL_SPEED
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
-    to_compare: bool = False  # whether the next drawing is that of the twins
     check: Check | None = None  # of somebody's receipt, under way or done
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
@@ -69,7 +70,7 @@ def visitor() -> Visitor:
             me.twins, refusals = fields.twins_from_link(twins, me.recipe, me.knobs)
             me.notices += refusals
         st.session_state[KEY] = me
-        st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
+        st.session_state["speed"] = me.speed = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(me.recipe, me.knobs) | speed
         kept = {"run": me.token} if me.token else {}
         kept |= {"twins": twins} if twins else {}
@@ -155,13 +156,15 @@ def _take_up(token: str) -> bool:
     return True
 
 
-def take_controls() -> Visitor:
-    """Read what the controls hold into the visitor's settings; call before the controls are drawn.
+def take_controls(page: str) -> Visitor:
+    """Read what the controls hold into the visitor's settings; call before the controls of a page are drawn.
 
     What another tab on the same run has changed is taken over where this tab has not changed it too. Impossible
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
+    _arrive_at(me, page)
+    me.speed = st.session_state.get("speed") or USUAL_SPEED
     values = _merged(me)
     values = fields.with_the_tasks_sizes(me.recipe, values)
     try:
@@ -178,6 +181,18 @@ def take_controls() -> Visitor:
     me.notices += settled
     _show(me)
     return me
+
+
+def _arrive_at(me: Visitor, page: str) -> None:
+    """Streamlit forgets what controls hold, and what the address says, on the way to another page that draws them too:
+    there they would begin with their defaults, and turn the run's settings into these."""
+    if me.page not in ("", page):
+        choose(**fields.values_of(me.recipe, me.knobs))
+        st.session_state["speed"] = me.speed
+        me.page = page
+        st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
+        st.rerun()
+    me.page = page
 
 
 def _merged(me: Visitor) -> dict[str, Any]:
@@ -325,7 +340,7 @@ def run() -> Run:
         except SettingsError as refusal:
             me.notices.append(str(refusal))
     twins_in_address(run)
-    run.set_speed(SPEEDS[st.session_state.get("speed") or USUAL_SPEED])
+    run.set_speed(SPEEDS[me.speed])
     run.touch()
     return run
 

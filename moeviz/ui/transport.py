@@ -20,7 +20,8 @@ def bar(run: Run, with_twins: bool = False) -> None:
     usable = state.status in ("waiting", "starting", "ready")
     # A single step is over before anybody could pause it: the button does not flicker for it.
     playing = state.playing and state.target != state.step + 1
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    # Its gap is such that all of it stands in one row from a width of 1280 on.
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         st.button(
             "Pause" if playing else "Run",
             key="run_pause",

@@ -9,6 +9,7 @@ import { LoadChart } from "./load_chart.js";
 import { lossChart } from "./loss_chart.js";
 import { maxVioChart } from "./max_vio_chart.js";
 import { Page } from "./page.js";
+import { loadStyles, nameInAddress, rememberVisit } from "./page_parts.js";
 import { loadPlotly } from "./plotly.js";
 import { freeKeysAfterPointer } from "./presenter.js";
 import { Puller } from "./pull.js";
@@ -25,7 +26,6 @@ const SPEAK_MS = 2000; // charts in words: current, but calm
 const HIDDEN_MS = 300; // longer than a frame
 const NUMBERS_MS = 5000; // age of the identities' numbers that nobody reads
 
-let lastVisit = null; // {visit, token} of the page's script
 const instances = new Map();
 const firstEpochs = new Map(); // by token; outlives a visit to another page
 
@@ -59,10 +59,7 @@ class Live {
       gone: (text) => this.#gone(text),
       alive: () => this.frame.root.isConnected,
     });
-    this.agreement = new Agreement((change) => {
-      this.direct.hush();
-      this.component.setTriggerValue("changed", change);
-    });
+    this.agreement = new Agreement((change) => this.#tell(change));
     this.direct = new Direct({
       values: () => this.component.data.direct ?? {},
       write: (knobs) => this.#write(knobs),
@@ -83,7 +80,7 @@ class Live {
 
   // Styles, then the panels.
   async #begin({ base, version }) {
-    await loadStyles(this.frame.root, `${base}/style.css?v=${version}`);
+    await loadStyles(this.frame.root, [`${base}/style.css?v=${version}`]);
     this.shared = { Plotly: null, view: this.view, changed: () => this.changed() };
     const kinds = [historyChart(), biasChart(), maxVioChart(), lossChart(), droppedChart()];
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
@@ -97,7 +94,8 @@ class Live {
     this.component = component;
     try {
       if (component.data.token !== this.token) this.#follow(component.data.token);
-      this.#rememberVisit(component.data);
+      const change = rememberVisit(component.data);
+      if (change) this.#tell(change);
       this.pulling.start();
       const recording = this.#fetchRecording();
       await this.ready;
@@ -108,6 +106,11 @@ class Live {
     } catch (error) {
       this.#fail(error);
     }
+  }
+
+  #tell(change) {
+    this.direct.hush();
+    this.component.setTriggerValue("changed", change);
   }
 
   // Go on from a past step as another twin: that is for Python to do.
@@ -126,15 +129,6 @@ class Live {
     this.recording = null;
     this.asked = null; // the recording, while it is on its way and after
     this.pulling.stop();
-  }
-
-  // A server that has forgotten this page begins a new visit, with a new run: say which run it was.
-  #rememberVisit({ visit, token }) {
-    const before = lastVisit;
-    lastVisit = { visit, token };
-    if (!before || before.visit === visit || before.token === token) return;
-    this.direct.hush();
-    this.component.setTriggerValue("changed", { before: before.token });
   }
 
   #wear() {
@@ -387,22 +381,4 @@ class Live {
     for (const panel of this.panels) panel.dispose();
     this.frame.root.remove();
   }
-}
-
-// So that a reload finds the run again. Set here and not by the page's script, which would add a page to the history.
-function nameInAddress(token) {
-  const address = new URL(location.href);
-  if (address.searchParams.get("run") === token) return;
-  address.searchParams.set("run", token);
-  history.replaceState(history.state, "", address);
-}
-
-// Waits for the styles: a chart measured before them would have the wrong size.
-function loadStyles(root, address) {
-  return new Promise((resolve, reject) => {
-    const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href: address });
-    link.onload = resolve;
-    link.onerror = () => reject(new Error("The styles did not load. Reload the page to try again."));
-    root.prepend(link);
-  });
 }

@@ -8,8 +8,10 @@ const MOST = 0.99;
 
 export class Menu {
   // `panels()` are the charts, each of which can be saved once its axes are there.
-  constructor(view, panels) {
+  // `usual` are those that are smoothed where nobody chose.
+  constructor(view, panels, usual = "loss") {
     this.view = view;
+    this.usual = usual;
     this.panels = panels;
     this.button = el("button", { type: "button", class: "menu-button", "aria-expanded": "false", "aria-haspopup": "dialog" }, "Charts");
     this.smoothing = this.#smoothing();
@@ -38,10 +40,10 @@ export class Menu {
   #smoothing() {
     const slider = el("input", { type: "range", min: "0", max: String(MOST), step: "0.01", "aria-label": "Smoothing" });
     const says = el("output", {});
-    const usual = el("button", { type: "button", title: `Task loss ${USUAL.toFixed(2)}, the others as they are` }, "Usual");
+    const usual = el("button", { type: "button", title: `${this.usual} ${USUAL.toFixed(2)}, the others as they are` }, "Usual");
     slider.addEventListener("input", () => this.view.set({ smoothing: Number(slider.value) }));
     usual.addEventListener("click", () => this.view.set({ smoothing: null }));
-    const what = el("small", {}, "loss, MaxVio and dropped; the raw curve stays faint behind");
+    const what = el("small", {}, "loss, MaxVio and dropped; raw stays faint");
     const root = el("div", { class: "smoothing" }, el("span", {}, "Smoothing"), slider, says, usual, what);
     return { root, slider, says, usual };
   }
@@ -65,10 +67,11 @@ export class Menu {
 
   #offerFiles() {
     const panels = this.panels();
-    if (this.chart.options.length !== panels.length) {
+    if (this.offered !== panels.map(({ card }) => card.id).join()) {
+      this.offered = panels.map(({ card }) => card.id).join();
       this.chart.replaceChildren(...panels.map(({ card }) => el("option", { value: card.id }, card.text.title)));
     }
-    for (const button of this.saves) button.disabled = !panels.every((panel) => panel.dressed);
+    for (const button of this.saves) button.disabled = !panels.every((panel) => panel.savable);
   }
 
   #chosen() {
@@ -86,8 +89,8 @@ export class Menu {
     const { slider, says, usual } = this.smoothing;
     const value = String(smoothing ?? Number(USUAL.toFixed(2)));
     if (slider.value !== value) slider.value = value;
-    setText(says, smoothing === null ? "loss only" : smoothing.toFixed(2));
-    slider.setAttribute("aria-valuetext", smoothing === null ? `usual: task loss ${USUAL.toFixed(2)}` : smoothing.toFixed(2));
+    setText(says, smoothing === null ? `${this.usual} only` : smoothing.toFixed(2));
+    slider.setAttribute("aria-valuetext", smoothing === null ? `usual: ${this.usual} ${USUAL.toFixed(2)}` : smoothing.toFixed(2));
     usual.setAttribute("aria-pressed", String(smoothing === null));
     this.logValues.input.checked = logValues;
     this.logSteps.input.checked = logSteps;

@@ -23,8 +23,9 @@ export class Page {
     this.grid = el("div", { class: "grid" });
     this.root.append(this.strip.root, this.truth.root, this.toolbar.root, this.time.root, this.grid);
     // A key for one of our own controls must not also run, pause or step the training, as shortcuts of the page do.
+    // Streamlit leaves keys to inputs by itself.
     this.root.addEventListener("keydown", (event) => {
-      if (event.target.closest("button, select, input") && event.key !== "Tab") event.stopPropagation();
+      if (event.target.closest("button, select") && event.key !== "Tab") event.stopPropagation();
     });
     this.texts = texts.charts;
     this.view = view;

@@ -183,7 +183,7 @@ export class Panel {
   }
 
   // The data as the content of an <svg>.
-  #lines() {
+  lines() {
     const pen = (this.pen = new SvgPen(...this.size));
     this.#again();
     this.pen = null;
@@ -192,7 +192,7 @@ export class Panel {
   }
 
   // The canvas as a picture, as fine as the file, whatever the screen.
-  #picture() {
+  picture() {
     this.fileScale = FILE_SCALE;
     this.#again();
     const picture = this.canvas.toDataURL();
@@ -204,6 +204,11 @@ export class Panel {
   #again() {
     this.drawnAs = "";
     this.draw(this.store);
+  }
+
+  // Whether it can be a file by now.
+  get savable() {
+    return Boolean(this.dressed);
   }
 
   // A file of what is seen, "png" or "svg".
@@ -231,7 +236,7 @@ export class Panel {
     const { figure, size } = this.#figure();
     const written = await this.page.Plotly.toImage(figure, { format: "svg", ...size, imageDataOnly: true });
     const image = new DOMParser().parseFromString(written, "image/svg+xml");
-    const lines = `<svg xmlns="http://www.w3.org/2000/svg"><g class="data" transform="translate(0 ${TITLE_PX})">${this.#lines()}</g></svg>`;
+    const lines = `<svg xmlns="http://www.w3.org/2000/svg"><g class="data" transform="translate(0 ${TITLE_PX})">${this.lines()}</g></svg>`;
     const group = image.importNode(new DOMParser().parseFromString(lines, "image/svg+xml").documentElement.firstChild, true);
     const page = image.documentElement;
     if (this.onTop) page.append(group);
@@ -245,7 +250,7 @@ export class Panel {
     const [width, height] = this.size;
     const { l, r, t, b } = this.margin;
     const images = [{
-      source: this.#picture(), xref: "paper", yref: "paper", layer: this.onTop ? "above" : "below", sizing: "stretch",
+      source: this.picture(), xref: "paper", yref: "paper", layer: this.onTop ? "above" : "below", sizing: "stretch",
       x: -l / (width - l - r), y: 1 + t / (height - t - b),
       sizex: width / (width - l - r), sizey: height / (height - t - b),
     }];

@@ -27,9 +27,10 @@ const PER_LAYER = {
   dead_experts: Uint16Array,
   mean_load: Float32Array,
   mean_bias: Float32Array,
+  bias_spread: Float32Array,
 };
 const PER_EXPERT = { bias: Float32Array, load: Uint16Array, kept_load: Uint16Array };
-const DERIVED = new Set(["smooth_loss", "mean_load", "mean_bias"]);
+const DERIVED = new Set(["smooth_loss", "mean_load", "mean_bias", "bias_spread"]);
 
 let stores = 0;
 
@@ -117,12 +118,17 @@ export class Store {
     for (let layer = 0; layer < this.layers; layer++) {
       const start = this.row(index, layer);
       let [loads, biases] = [0, 0];
+      let [low, high] = [Infinity, -Infinity];
       for (let expert = 0; expert < this.experts; expert++) {
+        const bias = this.bias[start + expert];
         loads += this.load[start + expert];
-        biases += this.bias[start + expert];
+        biases += bias;
+        if (bias < low) low = bias;
+        if (bias > high) high = bias;
       }
       this.mean_load[index * this.layers + layer] = loads / this.experts;
       this.mean_bias[index * this.layers + layer] = biases / this.experts;
+      this.bias_spread[index * this.layers + layer] = high - low;
     }
     if (index > 0 && this.version[index] !== this.version[index - 1]) {
       this.marks.push({ step: this.step[index], from: this.version[index - 1], to: this.version[index] });
