@@ -72,8 +72,8 @@ def _own(run: Run) -> None:
         st.info(str(refusal) if isinstance(refusal, SettingsError) else "This twin is gone.", icon=":material/info:")
         return
     st.caption(
-        f"Who trains these **{issued.steps:,} steps** again on the same kind of machine with the same versions gets the "
-        f"same hashes, to the bit. Open this again for newer steps."
+        f"Who trains these **{issued.steps:,} steps** again on the same kind of machine and versions gets the same "
+        f"hashes, to the bit. Open this again for newer steps."
     )
     st.html(STYLE)
     _copied("Settings", address(issued), "link")
@@ -136,9 +136,11 @@ def _changes(issued: Receipt) -> str:
 
 
 def _bring(run: Run) -> None:
-    st.caption("Bring a receipt: its run is trained again here, and the hashes are compared.")
-    pasted = st.text_area("Receipt", key="receipt_text", height=90, placeholder='{"moeviz_receipt": 1, …}')
-    file = st.file_uploader("or its file", key="receipt_file", type="json", max_upload_size=1)
+    pasted = st.text_area(
+        "Receipt", key="receipt_text", height=90, placeholder='{"moeviz_receipt": 1, …}',
+        help="Its run is trained again here, and the hashes are compared.",
+    )  # fmt: skip
+    file = st.file_uploader("Or its file", key="receipt_file", type="json", max_upload_size=1)
     if not pasted.strip() and file is None:
         return
     try:
@@ -170,7 +172,7 @@ def _say_what_it_is(run: Run, theirs: Receipt) -> None:
     if others:
         st.caption("Its settings beside those of your run: " + plain("; ".join(others[:MOST_REASONS])))
     if reasons := in_advance(host(), theirs):
-        st.warning("**The hashes may differ for a good reason:**", icon=":material/compare_arrows:")
+        st.markdown(":material/compare_arrows: **The hashes may differ for a good reason:**")
         _list(reasons)
 
 
