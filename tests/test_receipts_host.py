@@ -438,6 +438,17 @@ def test_a_check_is_a_run_only_while_it_is_under_way(quick):
     assert len(quick._runs) == before
 
 
+def test_a_check_that_was_put_aside_goes_on_when_looked_at():
+    with hosting(1) as host:
+        known(host)
+        theirs = host.create(Recipe(), STEADY, schedule=[(90, replace(STEADY, top_k=4))])
+        run_to(theirs, 100)
+        check = Check(host, theirs.receipt())
+        wait_until(lambda: check.step > 20)
+        host.get(check._token).put_aside()
+        assert verdict(check).same
+
+
 def test_a_check_that_this_server_cannot_train_is_refused(real, receipt):
     with hosting(1, max_tokens=1024) as small, pytest.raises(SettingsError, match="1024"):
         Check(small, replace(receipt, settings=receipt.settings | {"tokens_per_step": "2048"}))

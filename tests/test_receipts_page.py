@@ -189,6 +189,9 @@ def test_of_twins_each_has_a_receipt():
     number = run.add_twin({"top_k": 4})
     wait_until(lambda: run.touch() or run.state().remade is None)
     at.run()
-    choice = next(one for one in at.get("button_group") if one.proto.label == "Of twin")
-    assert [option.content for option in choice.proto.options] == ["A", "B"]
-    assert [code.value for code in at.code][2] == run.receipt().last != run.receipt(number).last
+    choice = next(one for one in at.button_group if one.proto.label == "Of twin")
+    assert choice.options == ["A", "B"]
+    assert at.code[2].value == run.receipt().last
+    choice.set_value(number).run()
+    assert not at.exception
+    assert at.code[2].value == run.receipt(number).last != run.receipt().last
