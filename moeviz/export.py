@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ def table(rows: np.ndarray, settings: dict[str, Any]) -> pa.Table:
     return pa.table(columns).replace_schema_metadata({"moeviz": json.dumps(settings)})
 
 
+def tables(runs: Mapping[str, np.ndarray], settings: dict[str, Any]) -> pa.Table:
+    """The steps of several runs of one shape, one run after the other; the first column, `twin`, has their names."""
+    parts = []
+    for name, rows in runs.items():
+        one = table(rows, settings)
+        parts.append(one.add_column(0, "twin", pa.array([name] * len(rows), pa.string())))
+    return pa.concat_tables(parts)
+
+
 def check_ending(path: Path, endings: Sequence[str] = ENDINGS) -> None:
     """Refuse a file whose ending names no format.
 
@@ -59,8 +68,9 @@ def write(path: Path, rows: np.ndarray, settings: dict[str, Any]) -> None:
     path.write_bytes(to_bytes(rows, settings, path.suffix.lower().removeprefix(".")))
 
 
-def to_bytes(rows: np.ndarray, settings: dict[str, Any], form: str) -> bytes:
+def to_bytes(rows: np.ndarray | Mapping[str, np.ndarray], settings: dict[str, Any], form: str) -> bytes:
     """The steps as the content of a file: "parquet", "csv", or "json" (a list of objects, what is not finite as null).
+    Of several runs, by their names, as `tables` has them.
 
     Parquet and JSON hold the settings as well. Numbers are as the run has them, to the last digit.
 
@@ -69,7 +79,8 @@ def to_bytes(rows: np.ndarray, settings: dict[str, Any], form: str) -> bytes:
     """
     if form not in FORMATS:
         raise SettingsError(f"{form!r} is no format of a table. Choose {', '.join(FORMATS)}.")
-    steps, file = table(rows, settings), io.BytesIO()
+    steps = tables(rows, settings) if isinstance(rows, Mapping) else table(rows, settings)
+    file = io.BytesIO()
     if form == "parquet":
         pyarrow.parquet.write_table(steps, file)
     elif form == "csv":

@@ -31,6 +31,10 @@ MAX_STEPS = 100_000_000  # as many as a history tells of
 LONGEST = 100  # characters of a name or a value
 QUOTED = 40  # characters of a foreign text that a sentence repeats
 BRING = "Bring a receipt as it was written."
+UNEXPLAINED = (
+    "All that a receipt tells is the same here. So the receipt was changed after it was written, or this machine "
+    "computes otherwise than one of the same kind."
+)
 HASH = re.compile(r"[0-9a-f]{64}")
 
 

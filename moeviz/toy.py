@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from moeviz import checkpoint
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.engine import Engine, TrainingDiverged, Twins, available_devices
+from moeviz.machine import circumstances
 from moeviz.snapshot import Snapshot
 from moeviz.truth import Identity
 
 # A twin and its ancestors, each with the last step at which it is that one.
 Lineage = Sequence[tuple[int, float]]
 
-__all__ = ["Group", "TrainingDiverged", "available_devices", "resume"]
+__all__ = ["Group", "TrainingDiverged", "available_devices", "circumstances", "resume"]
 
 
 class Group:

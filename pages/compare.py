@@ -11,7 +11,7 @@ run = session.run()
 transport.earlier()
 transport.sentences()
 transport.trouble(run)
-transport.bar(run)
+transport.bar(run, with_twins=True)
 twins.shelf(run)
 twins.branch(run)
 

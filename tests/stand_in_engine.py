@@ -72,6 +72,11 @@ def available_devices() -> list[str]:
     return ["abacus", "cpu"]
 
 
+def circumstances(device: str) -> dict[str, Any]:
+    """As in `moeviz.machine`. An abacus is no device that a recipe may ask for."""
+    return {"versions": {"counting": "1"}, "device": "cpu", "machine": {"architecture": "beads"}}
+
+
 class Group:
     """What `moeviz.toy.Group` is: here each twin has an engine of its own."""
 

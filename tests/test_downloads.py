@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import json
 import types
+from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow.compute
 import pyarrow.parquet
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from moeviz import export
-from moeviz.config import Knobs, Recipe
+from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.receipt import from_json
 from moeviz.ui import downloads, hosting
+from tests.test_host_twins import SIGN, SMALL, to_step
 from tests.test_live import make_rows
 from tests.test_pages import APP, run_of, wait_until
 from tests.test_replay import told_in
+from tests.test_survival import hosting as hosting_runs
 
 VERSIONS = {0: Knobs(), 1: Knobs(u=0.1), 2: Knobs(u=0.1, top_k=1)}
 
@@ -33,6 +38,9 @@ class StandIn:
 
     def labels_since(self, version):
         return [(1, "u 0.003 → 0.1"), (2, "top_k 2 → 1")]
+
+    def receipt(self, until):
+        raise SettingsError(f"No receipt of step {until}.")
 
     def records_since(self, epoch, step):
         seen = self.rows[: self.count]
@@ -55,7 +63,8 @@ def test_files_end_at_the_step_that_the_menu_named():
     expected = run.rows["step"][:30].tolist()
     assert steps_in(made(taken, "parquet")) == expected
     assert made(taken, "csv").count(b"\n") == 31
-    _, [(header, columns)] = told_in(made(taken, "html"))
+    told, [(header, columns)] = told_in(made(taken, "html"))
+    assert told["receipt"] == f"No receipt of step {expected[-1]}.\n"
     assert columns["step"].ravel().tolist() == expected
     seen = sorted({str(version) for version in run.rows["version"][:30].tolist()})
     assert sorted(header["versions"]) == seen
@@ -106,7 +115,8 @@ def test_the_menu_makes_nothing_until_it_is_open(monkeypatch):
     monkeypatch.setattr(downloads.st, "popover", open_popover)
     at.run()
     assert not at.exception
-    assert [button.proto.label for button in at.get("download_button")] == [file.label for file in downloads.FILES]
+    files = [file.label for file in downloads.FILES]
+    assert [button.proto.label for button in at.get("download_button")] == [*files, "Download receipt (JSON)"]
     assert any("Up to step 3." in caption.value for caption in at.caption)
     assert not asked
 
@@ -116,3 +126,73 @@ def open_popover(*_, **__):
     container = downloads.st.container()
     container.open = True
     return container
+
+
+@pytest.fixture(scope="module")
+def twins():
+    """A, B from the start with u = 0.1, C from A's step 4 on with softmax; A's top-k was changed after step 6."""
+    with hosting_runs(1, "moeviz.toy") as host:
+        run = host.create(SMALL, SIGN)
+        run.add_twin({"u": 0.1})
+        to_step(run, 6)
+        run.set_knobs(replace(SIGN, top_k=3))
+        to_step(run, 8)
+        run.add_twin({"gating": "softmax"}, parent=0, since=4)
+        to_step(run, 9)
+        yield run
+
+
+def test_a_table_of_twins_says_whose_each_step_is(twins):
+    taken = downloads.Taken.now(twins, with_twins=True)
+    table = pyarrow.parquet.read_table(io.BytesIO(made(taken, "parquet")))
+    assert table.column_names[0] == "twin"
+    told = list(zip(table["twin"].to_pylist(), table["step"].to_pylist(), strict=True))
+    assert told == [(name, step) for name in "ABC" for step in range(10)]
+    for twin in twins.twins:
+        _, rows = twin.records_since(-1, -1)
+        losses = table.filter(pyarrow.compute.equal(table["twin"], twin.name))["task_loss"].to_numpy()
+        np.testing.assert_array_equal(losses, rows["task_loss"])
+    about = json.loads(table.schema.metadata[b"moeviz"])["twins"]
+    assert [(one["name"], one["parent"], one["since"], one["changes"]) for one in about] == [
+        ("A", None, 0, {}),
+        ("B", "A", 0, {"u": 0.1}),
+        ("C", "A", 4, {"gating": "softmax"}),
+    ]
+    lines = made(taken, "csv").decode().splitlines()
+    assert lines[0].startswith('"twin","step"')
+    assert len(lines) == 1 + len(told)
+
+
+def test_settings_of_twins_name_changes_parents_and_where_they_parted(twins):
+    told = json.loads(made(downloads.Taken.now(twins, with_twins=True), "json"))
+    a, b, c = told["twins"]
+    assert (b["changes"], b["knobs"]["u"], b["since"], b["parent"]) == ({"u": 0.1}, 0.1, 0, "A")
+    assert (c["changes"], c["knobs"]["gating"], c["since"], c["parent"]) == ({"gating": "softmax"}, "softmax", 4, "A")
+    assert [change["step"] for change in a["changed_on_the_way"]] == [7]
+    assert [change["step"] for change in c["changed_on_the_way"]] == [5, 7]
+    assert export.read_settings(json.dumps(told).encode()) == (SMALL, replace(SIGN, top_k=3))
+
+
+def test_a_replay_of_twins_holds_all_of_them_and_their_receipts(twins):
+    taken = downloads.Taken.now(twins, with_twins=True)
+    told, runs = told_in(made(taken, "html"))
+    assert [(run["name"], run["note"]) for run in told["runs"]] == [
+        ("A", "the base"),
+        ("B", "u 0.01 → 0.1"),
+        ("C", "gating sigmoid → softmax, parted at step 4"),
+    ]
+    for twin, (header, columns) in zip(twins.twins, runs, strict=True):
+        assert columns["step"].ravel()[-1] == 9
+        assert header["knobs"] == asdict(twin.knobs)
+        assert set(header["versions"]) == set(map(str, np.unique(columns["version"])))
+    texts = [text[text.index("\n") + 1 :] for text in told["receipt"].split("Twin ")[1:]]
+    assert [from_json(text) for text in texts] == [twin.receipt() for twin in twins.twins]
+
+
+def test_a_page_that_shows_one_run_gives_that_run(twins):
+    taken = downloads.Taken.now(twins)
+    assert steps_in(made(taken, "parquet")) == list(range(10))
+    told, runs = told_in(made(taken, "html"))
+    assert len(runs) == 1
+    assert from_json(told["receipt"]) == twins.receipt()
+    assert "twins" not in json.loads(made(taken, "json"))

@@ -12,11 +12,6 @@ from moeviz import receipt
 from moeviz.cli import options
 from moeviz.config import SettingsError
 
-UNEXPLAINED = (
-    "All that a receipt tells is the same here. So the receipt was changed after it was written, or this machine "
-    "computes otherwise than one of the same kind."
-)
-
 
 @click.command()
 @click.argument("path", metavar="RECEIPT", type=click.Path(path_type=Path))
@@ -45,7 +40,7 @@ def check(path: Path, text_file: Path | None, as_json: bool) -> None:
     else:
         click.echo(f"First row (step 0): {_verdict(same['first'])}.")
         click.echo(f"Last row (step {theirs.steps}): {_verdict(same['last'])}.")
-        for reason in reasons or ([] if all(same.values()) else [UNEXPLAINED]):
+        for reason in reasons or ([] if all(same.values()) else [receipt.UNEXPLAINED]):
             click.echo(reason)
     if not all(same.values()):
         sys.exit(1)

@@ -37,6 +37,7 @@ TRUTH_BYTES = 8192
 STATUSES = ("starting", "ready", "failed")
 TRUTH_TRIES = 1_000  # a look takes microseconds, as does the writing it may fall into
 NO_TARGET = NEVER = -1
+MOST_TURNS = 256  # of its settings that a twin's course tells of
 
 # All eight bytes wide and aligned, so that a reader sees either the old or the new value of each.
 STATE = np.dtype(
@@ -59,6 +60,9 @@ LANE = np.dtype(
         ("failed", "<i8"),  # whether it ever stopped alone: then steps are missing in its history
         ("parted", "<i8"),  # the first step at which it routed a token differently from the first twin
         ("parted_token", "<i8"),
+        ("resumed", "<i8"),  # the first step that was made after it had diverged
+        ("turned", "<i8"),  # how many turns there were; one more than fit when there were too many
+        ("turns", "<i8", (MOST_TURNS, 2)),  # the first step under each settings, and their number
         ("diverged", f"S{MESSAGE_BYTES}"),  # why it stands still beside the others
     ]
 )
@@ -100,6 +104,20 @@ class Parted(NamedTuple):
     token: int  # its place in the batch
 
 
+class Course(NamedTuple):
+    """Under which settings a twin made its steps. A history that was thinned cannot tell."""
+
+    turns: tuple[tuple[int, int], ...] = ()  # (first step, number of the settings)
+    whole: bool = True  # whether these are all
+    resumed: int | None = None  # the first step that was made after it had diverged
+
+    def until(self, step: int) -> Course:
+        """What it was up to this step."""
+        turns = tuple(turn for turn in self.turns if turn[0] <= step)
+        resumed = self.resumed if self.resumed is not None and self.resumed <= step else None
+        return Course(turns, self.whole or len(turns) < len(self.turns), resumed)
+
+
 class Lane:
     """One twin's part of a block."""
 
@@ -110,7 +128,13 @@ class Lane:
         self._header = np.frombuffer(view, HEADER, count=1, offset=begin)
         self.history = History(num_layers, num_experts, ring_capacity(num_layers, num_experts), view[begin:])
 
-    def begin(self, epoch: int, rows: np.ndarray | None = None, parted: Parted | None = None) -> None:
+    def begin(
+        self,
+        epoch: int,
+        rows: np.ndarray | None = None,
+        parted: Parted | None = None,
+        course: Course | None = None,
+    ) -> None:
         """Server side, before the worker knows the lane: forget who had it, and give it a past."""
         self.history.clear()
         self._header["epoch"] = epoch
@@ -118,6 +142,7 @@ class Lane:
         self._own["failed"] = False
         self._own["diverged"] = b""
         self._own["parted"] = NEVER
+        self._take_course(course or Course())
         if parted is not None:
             self.tell_parted(parted.step, parted.token)
         if rows is not None and len(rows):
@@ -138,6 +163,41 @@ class Lane:
     def ever_failed(self) -> bool:
         """Whether it stood still once, so that its history has gaps."""
         return bool(self._own["failed"][0])
+
+    @property
+    def course(self) -> Course:
+        """Under which settings its steps were made."""
+        resumed, count = int(self._own["resumed"][0]), int(self._own["turned"][0])
+        turns = tuple((step, version) for step, version in self._own["turns"][0, : min(count, MOST_TURNS)].tolist())
+        return Course(turns, count <= MOST_TURNS, None if resumed == NEVER else resumed)
+
+    def _take_course(self, course: Course) -> None:
+        self._own["turned"] = 0
+        for step, version in course.turns:
+            self.tell_turn(step, version)
+        self._own["turned"] += not course.whole
+        self._own["resumed"] = NEVER if course.resumed is None else course.resumed
+
+    def tell_turn(self, step: int, version: int) -> None:
+        """Worker side, before the row of a step is written: publish that it was made under other settings.
+
+        A worker that died in between leaves a turn that never acted: the next turn, at that step, takes its place.
+        """
+        turns, count = self._own["turns"][0], int(self._own["turned"][0])
+        if count > MOST_TURNS:
+            return
+        while count and turns[count - 1, 0] >= step:
+            count -= 1
+        if not count or turns[count - 1, 1] != version:
+            if count < MOST_TURNS:
+                turns[count] = step, version
+            count += 1
+        self._own["turned"] = count
+
+    def tell_resumed(self, step: int) -> None:
+        """Worker side: publish that it goes on after it had diverged, with this step; the first time counts."""
+        if self._own["resumed"][0] == NEVER:
+            self._own["resumed"] = step
 
     def tell_parted(self, step: int, token: int) -> None:
         """Worker side: publish the first difference in routing."""

@@ -14,13 +14,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.host import kin
 from moeviz.host.limits import Limits, Share, check_alone
 from moeviz.host.process import WorkerProcess
 from moeviz.host.run import Run, fingerprint
@@ -71,6 +75,7 @@ class Host:
         self._started = 0.0
         self._stillborn = 0  # how often in a row workers died before they were up
         self._not_before = 0.0
+        self._reported: dict[str, dict[str, Any]] = {}  # what a worker said when it was up
         self._closing = threading.Event()
         self._wake, self._woken = Pipe()
         self._keeper = threading.Thread(target=self._keep_order, name="moeviz-keeper", daemon=True)
@@ -87,6 +92,16 @@ class Host:
             reports = [worker.devices for worker in self._workers]
         return next((list(devices) for devices in reports if devices), ["cpu"])
 
+    def circumstances(self, device: str) -> dict[str, Any] | None:
+        """What a receipt tells of a run that was to train on this device (versions, device and kind of machine).
+
+        None until a worker is up, and for a device that is not here.
+        """
+        with self._lock:
+            reports = [worker.circumstances for worker in self._workers]
+            self._reported = found = next((report for report in reports if report), self._reported)
+        return next(iter(found.values()), None) if device == "auto" else found.get(device)
+
     @property
     def process_ids(self) -> list[int]:
         """The worker processes."""
@@ -101,15 +116,28 @@ class Host:
         """
         check_alone(recipe, self.limits)
 
-    def create(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> Run:
+    def create(
+        self,
+        recipe: Recipe,
+        knobs: Knobs,
+        text: bytes | None = None,
+        schedule: Sequence[tuple[int, Knobs]] = (),
+    ) -> Run:
         """A new run at step 0, paused, on the worker with the fewest runs; or waiting, where the server is full.
 
+        Args:
+            recipe, knobs, text: what to train.
+            schedule: (first step, knobs): settings that it takes at these steps by itself, in ascending order.
+
         Raises:
-            SettingsError: recipe and knobs do not fit each other, or not this server.
+            SettingsError: recipe and knobs do not fit each other, or not this server; or the steps do not ascend.
         """
-        config.check(recipe, knobs)
+        for own in (knobs, *(later for _, later in schedule)):
+            config.check(recipe, own)
+        if any(step <= before for (before, _), (step, _) in pairwise([(0, knobs), *schedule])):
+            raise SettingsError("Settings can be changed from step 1 on, in the order of the steps. Sort the schedule.")
         self.check(recipe)
-        run = Run(self, recipe, knobs, text)
+        run = Run(self, recipe, knobs, text, twins=(kin.first(knobs, schedule),))
         with self._lock:
             self._runs[run.token] = run
         return run

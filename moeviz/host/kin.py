@@ -6,8 +6,9 @@ its parent after some step and has changes: single settings in which it differs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,9 +111,23 @@ def check_changes(recipe: Recipe, knobs: Knobs, changes: Mapping[str, Any]) -> N
     check(recipe, replace(knobs, **{name: value for name, value in changes.items() if name != "balancing"}))
 
 
-def first(knobs: Knobs) -> Kin:
-    """The base of a new run."""
-    return Kin(0, 0, None, 0, {}, {0: knobs})
+def first(knobs: Knobs, schedule: Sequence[tuple[int, Knobs]] = ()) -> Kin:
+    """The base of a new run; with a schedule, (first step, settings) in the order of the steps, of one that changes
+    them itself."""
+    if not schedule:
+        return Kin(0, 0, None, 0, {}, {0: knobs})
+    whole = [(0, knobs), *schedule]
+    labels = [
+        (number, "; ".join(describe_change(before, after)) or "settings changed")
+        for number, ((_, before), (_, after)) in enumerate(pairwise(whole), 1)
+    ]
+    return Kin(
+        *(0, 0, None, 0, {}),
+        versions={number: own for number, (_, own) in enumerate(whole)},
+        labels=tuple(labels),
+        plan=tuple((step, number) for number, (step, _) in enumerate(whole)),
+        planned_to=schedule[-1][0],  # the settings that are in force then are the last
+    )
 
 
 def parting(

@@ -27,7 +27,7 @@ class WorkerProcess:
         self._connection, theirs = context.Pipe(duplex=True)
         self._process = context.Process(target=worker.main, args=(theirs, engine_name), name="moeviz", daemon=True)
         self._sending, self._receiving = threading.Lock(), threading.Lock()
-        self._devices: list[str] | None = None
+        self._reported: dict[str, dict[str, Any]] | None = None
         self._ended = False
         with quiet_start():
             self._process.start()
@@ -52,14 +52,20 @@ class WorkerProcess:
 
     @property
     def devices(self) -> list[str] | None:
-        """Devices the worker can train on, None until it is up."""
+        """Devices the worker can train on, the best first; None until it is up."""
+        reported = self.circumstances
+        return None if reported is None else list(reported)
+
+    @property
+    def circumstances(self) -> dict[str, dict[str, Any]] | None:
+        """What a receipt tells of a run on each of these devices (`moeviz.machine`), None until it is up."""
         with self._receiving:
             try:
-                if self._devices is None and self._connection.poll():
-                    self._devices = self._connection.recv()
+                if self._reported is None and self._connection.poll():
+                    self._reported = self._connection.recv()
             except (EOFError, OSError):
                 return None  # it died before it was up; `alive` says so to whoever needs it
-            return self._devices
+            return self._reported
 
     def send(self, *command: Any, memory: SharedBytes | None = None) -> None:
         """Send a command, and the memory it announces. To a dead worker nothing is sent: others take up its runs."""

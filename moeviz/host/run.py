@@ -23,13 +23,14 @@ import numpy as np
 
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.host import kin
+from moeviz.host import kin, receipts
 from moeviz.host.block import LANES, Block, Parted, SharedBytes, Told, block_size
 from moeviz.host.kin import NAMES, Kin
 from moeviz.host.limits import Share
 from moeviz.host.process import WorkerProcess
 from moeviz.host.vault import Saved
 from moeviz.host.worker import Beginning
+from moeviz.receipt import Receipt
 
 if TYPE_CHECKING:
     from moeviz.host.host import Host
@@ -108,6 +109,20 @@ class Twin:
         """The first step and token that it routed differently from the base."""
         return self._block.lane(self._kin.lane).parted
 
+    @property
+    def parent_name(self) -> str:
+        """The letter of the twin that it parted from; empty where that is gone, or there is none."""
+        return next((twin.name for twin in self._run.twins if twin.id == self.parent), "")
+
+    @property
+    def versions(self) -> dict[int, Knobs]:
+        """Its knobs by their number; of very many, the newest."""
+        return dict(self._kin.versions)
+
+    def receipt(self, until: int | None = None) -> Receipt:
+        """As `Run.receipt`."""
+        return self._run.receipt(self.id, until)
+
     def labels_since(self, version: int) -> list[tuple[int, str]]:
         """Its knob changes after `version`: (version, what changed)."""
         return [(number, label) for number, label in self._kin.labels if number > version]
@@ -151,6 +166,7 @@ class Run:
         self._beginning = 0  # the epoch that its weights are filed under
         self._kept: tuple[int, int, dict[int, Kin]] | None = None  # epoch, step and settings that the vault has
         self._kept_at = time.monotonic()
+        self._came_back: tuple[int, tuple[dict[str, Any], ...]] = (-1, ())  # with which step, and what had made it
         self._asked: _Asked | None = None
         self._begin(play=saved.playing if saved else False, saved=saved)
 
@@ -263,6 +279,26 @@ class Run:
         """The knob changes of this beginning after `version`: (version, what changed)."""
         return [(number, label) for number, label in self._kin[0].labels if number > version]
 
+    def receipt(self, twin: int = 0, until: int | None = None) -> Receipt:
+        """What it takes to train the run again, a twin as the run alone that it is; if asked, only up to a step.
+
+        Raises:
+            SettingsError: it has none, and why.
+            KeyError: there is no such twin.
+        """
+        with self._lock:
+            one, block = self._kin[twin], self._asked.block
+            rows = block.lane(one.lane).history.since(-1)[1]
+            rows = rows if until is None else rows[rows["step"] <= until]
+            return receipts.issued(
+                self._recipe,
+                rows,
+                block.lane(one.lane).course,
+                one.versions,
+                self._trained_by(block.step),
+                self._text if self._recipe.task == "text" else None,
+            )
+
     def set_knobs(self, knobs: Knobs, version: int | None = None) -> bool:
         """Train with other knobs from the next step on; if `version` is given, only while that is the newest.
 
@@ -371,7 +407,8 @@ class Run:
         )  # fmt: skip
         self._numbers += 1
         parted = lane.parted if lane.parted and lane.parted.step <= since else None
-        block.lane(free).begin(block.epoch, shared, parted)
+        course = lane.course.until(since) if since else None
+        block.lane(free).begin(block.epoch, shared, parted, course)
         self._kin = self._kin | {one.number: one}
         block.tell_remade(0)
         self._meet()
@@ -553,7 +590,15 @@ class Run:
             playing=self.state().playing,
             rows={number: block.lane(one.lane).history.since(-1)[1] for number, one in self._kin.items()},
             parted={number: block.lane(one.lane).parted for number, one in self._kin.items()},
+            courses={number: block.lane(one.lane).course for number, one in self._kin.items()},
+            trained_by=self._trained_by(block.step),
         )
+
+    def _trained_by(self, step: int) -> tuple[dict[str, Any], ...]:
+        """What its steps were made by: more than one where another server, with other versions, went on with it."""
+        since, past = self._came_back
+        now = self._host.circumstances(self._recipe.device)
+        return past if now is None or now in past or step <= since else (*past, now)
 
     def take_up(self) -> None:
         """After its worker died: let another one go on from the last saved state. No step is shown twice."""
@@ -613,10 +658,11 @@ class Run:
         block.begin(epoch=epoch, playing=play)
         self._beginning = saved.beginning if saved else epoch
         self._held, self._given_up = False, ""
+        self._came_back = (saved.step, saved.trained_by) if saved else (-1, ())
         if saved is None and before is not None:
             self._kin = {number: one.again() for number, one in self._kin.items()}
         for number, one in self._kin.items():
-            past = (saved.rows[number], saved.parted[number]) if saved else (None, None)
+            past = (saved.rows[number], saved.parted[number], saved.courses.get(number)) if saved else ()
             block.lane(one.lane).begin(epoch, *past)
         block.used = tuple(one.lane for one in self._kin.values())
         if before is not None:

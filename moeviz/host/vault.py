@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import safetensors
 import safetensors.numpy
 
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.host.block import Parted
+from moeviz.host.block import Course, Parted
 from moeviz.host.kin import Kin
 from moeviz.snapshot import record_dtype
 
@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows: two servers in one folder, and what a killed one left, go unnoticed there
     fcntl = None
 
-FORMAT = 2
+FORMAT = 3
 TEMPORARY = "moeviz-"
 LOCK = "lock"
 
@@ -55,6 +55,8 @@ class Saved:
     playing: bool
     rows: dict[int, np.ndarray]  # histories, by the twins' numbers
     parted: dict[int, Parted | None]
+    courses: dict[int, Course] = field(default_factory=dict)
+    trained_by: tuple[dict[str, Any], ...] = ()  # versions, device and machine; of several, one after the other
 
     @property
     def knobs(self) -> Knobs:
@@ -125,6 +127,8 @@ class Vault:
             "recipe": asdict(saved.recipe),
             "twins": [asdict(twin) for twin in saved.twins],
             "parted": saved.parted,
+            "courses": saved.courses,
+            "trained_by": saved.trained_by,
             "epoch": saved.epoch,
             "beginning": saved.beginning,
             "playing": saved.playing,
@@ -272,7 +276,13 @@ def _saved(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Saved:
         playing=about["playing"],
         rows={twin["number"]: _rows(tensors, twin["number"], dtype) for twin in about["twins"]},
         parted={int(number): parted and Parted(*parted) for number, parted in about["parted"].items()},
+        courses={int(number): _course(*course) for number, course in about["courses"].items()},
+        trained_by=tuple(about["trained_by"]),
     )
+
+
+def _course(turns: list[list[int]], whole: bool, resumed: int | None) -> Course:
+    return Course(tuple((step, version) for step, version in turns), whole, resumed)
 
 
 def _rows(tensors: dict[str, np.ndarray], number: int, dtype: np.dtype) -> np.ndarray:

@@ -88,6 +88,7 @@ class Member:
         self.knobs, self.version = twin.knobs, twin.version
         self.told_truth: Any = None  # the engine's identities that were published last
         self.apart = lane.parted is not None
+        self.turned: int | None = None  # the settings that its course was told of last
         self.replan(twin)
 
     def replan(self, twin: Twin) -> None:
@@ -128,9 +129,13 @@ class Member:
                 self.lane.tell_diverged(str(result))
             return
         if self.lane.diverged:
+            self.lane.tell_resumed(result.step)
             self.lane.tell_diverged("")
         if result.step <= self.history.last_step:
             return
+        if version != self.turned:
+            self.lane.tell_turn(result.step, version)
+            self.turned = version
         self.history.append(result, version)
         if not self.apart and result.apart.routed_differently > 0:
             self.apart = True
@@ -257,6 +262,8 @@ class Job:
         """Be ready again, paused, at the last good step of a run whose engine was kept."""
         if self.failed and (self.group is not None or self.building):
             self.failed = False
+            for member in self.members.values():
+                member.lane.tell_resumed(self.block.step + 1)
             self.block.tell_status("starting" if self.building else "ready")
         self.pause(serial)
 
@@ -522,7 +529,7 @@ def main(connection: Connection, engine_name: str) -> None:
     gc.freeze()  # torch's hundred thousand objects stay for good: no need to look at them again and again
     worker = Worker(connection, engine)
     try:
-        connection.send(engine.available_devices())
+        connection.send({device: engine.circumstances(device) for device in engine.available_devices()})
         worker.serve()
     except (EOFError, OSError):
         worker.save_all()  # the server is gone, and with it everyone who could watch

@@ -111,7 +111,7 @@ def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
         refusals += refused
     knobs, moved = _to_stops(knobs)
     knobs, settled = settle(recipe, knobs)
-    return recipe, knobs, [f"In the address: {_plain(refusal)}" for refusal in refusals] + moved + settled
+    return recipe, knobs, [f"In the address: {plain(refusal)}" for refusal in refusals] + moved + settled
 
 
 def to_link(recipe: Recipe, knobs: Knobs) -> dict[str, str]:
@@ -139,7 +139,7 @@ def twins_from_link(text: str, recipe: Recipe, knobs: Knobs) -> tuple[list[dict[
             check_changes(recipe, knobs, changes)
             found.append(changes)
         except SettingsError as refusal:
-            refusals.append(f"In the address: twins={_plain(legible(part))}: {_plain(str(refusal))}")
+            refusals.append(f"In the address: twins={plain(legible(part))}: {plain(str(refusal))}")
     return found, list(dict.fromkeys(refusals))
 
 
@@ -161,8 +161,11 @@ def _unlabelled(name: str, text: str) -> str:
     return next((str(value) for value, label in LABELS.get(name, {}).items() if label == text), text)
 
 
-def _plain(sentence: str) -> str:
-    """Without this a link to this page could bring pictures from elsewhere, and headings of its own."""
+def plain(sentence: str) -> str:
+    """Foreign words as Markdown that shows them as they are.
+
+    Without this a link to this page could bring pictures from elsewhere, and headings of its own.
+    """
     return re.sub(r"[\\\[\]*$~<|]", r"\\\g<0>", sentence)
 
 

@@ -17,7 +17,7 @@ from streamlit.errors import StreamlitAPIException
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
-from moeviz.host import Run
+from moeviz.host import Check, Run
 from moeviz.live.visitor import COOKIE
 from moeviz.ui import fields
 from moeviz.ui.hosting import host
@@ -50,6 +50,7 @@ class Visitor:
     speed: str = USUAL_SPEED
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
+    check: Check | None = None  # of somebody's receipt, under way or done
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 

@@ -8,18 +8,20 @@ import streamlit as st
 
 from moeviz.config import SettingsError
 from moeviz.host import Run
-from moeviz.ui import downloads, session
+from moeviz.ui import downloads, receipts, session
 
 OPEN_SECONDS = 5.0  # a run that was looked at so recently is on a screen
 
 
-def bar(run: Run) -> None:
-    """Draw the transport. Space runs and pauses, → steps, Home resets."""
+def bar(run: Run, with_twins: bool = False) -> None:
+    """Draw the transport. Space runs and pauses, → steps, Home resets. What it offers to download is the run, or that
+    with its twins."""
     state = run.state()
     usable = state.status in ("waiting", "starting", "ready")
     # A single step is over before anybody could pause it: the button does not flicker for it.
     playing = state.playing and state.target != state.step + 1
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    # Its gap is such that all of it stands in one row from a width of 1280 on.
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         st.button(
             "Pause" if playing else "Run",
             key="run_pause",
@@ -53,7 +55,9 @@ def bar(run: Run) -> None:
         with st.popover("Run to…", help="Run up to a step, then pause."):
             st.number_input("Step", 1, 1_000_000, 500, key="until", persist_state="session")
             st.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
-        downloads.menu(run)
+        downloads.menu(run, with_twins)
+        receipts.menu(run)
+    receipts.panel()
 
 
 def sentences() -> None:

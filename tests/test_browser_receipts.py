@@ -1,0 +1,112 @@
+"""A receipt in a real browser: shown, copied, taken home, checked, and a false one found out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from moeviz import receipt
+from tests.test_browser import (  # noqa: F401 (fixtures)
+    address,
+    browser,
+    button,
+    new_page,
+    until,
+)
+
+pytestmark = pytest.mark.browser
+
+
+def open_receipts(page):
+    page.locator(".st-key-receipt button:visible").click()
+    expect(page.get_by_role("tab", name="This run")).to_be_visible()
+
+
+def train(page, steps):
+    button(page, "Run to").click()
+    page.get_by_label("Step", exact=True).fill(str(steps))
+    page.get_by_label("Step", exact=True).press("Tab")
+    page.get_by_role("button", name="Run to this step").click()
+    until(page, f"m.step === {steps} && !m.playing")
+    page.keyboard.press("Escape")
+
+
+def taken(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download receipt").click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def check(page, text):
+    page.get_by_role("tab", name="Check a receipt").click()
+    area = page.get_by_label("Receipt", exact=True)
+    area.fill(text)
+    area.press("Control+Enter")
+    page.get_by_role("button", name="Train it again here").click()
+
+
+def test_a_receipt_is_shown_and_confirmed_and_a_doctored_one_is_told_apart(new_page):  # noqa: F811
+    page = new_page("?seed=3&balancing=loss_free")
+    train(page, 60)
+    open_receipts(page)
+    name, text = taken(page)
+    issued = receipt.from_json(text)
+    assert name == "moeviz-loss_free-seed3-step60.receipt.json"
+    assert (issued.seed, issued.steps, issued.schedule) == (3, 60, ())
+    hashes = page.locator("[class*='st-key-receipt_copy'] code")
+    assert hashes.nth(0).inner_text() == page.url.split("?")[0] + issued.link
+    assert [hashes.nth(place).inner_text() for place in (1, 2)] == [issued.first, issued.last]
+    check(page, text)
+    expect(page.get_by_text("Same first and last snapshot")).to_be_visible()
+    page.get_by_role("button", name="Got it").click()
+    expect(page.get_by_text("Same first and last snapshot")).to_have_count(0)
+    open_receipts(page)
+    told = json.loads(text)
+    told["last"] = told["last"][::-1]
+    check(page, json.dumps(told))
+    expect(page.get_by_text(re.compile("First snapshot .*: the same. Last snapshot .*: another."))).to_be_visible()
+    expect(page.get_by_text("changed after it was written")).to_be_visible()
+    until(page, "m.step === 60")
+
+
+def test_a_check_shows_how_far_it_is_and_can_be_cancelled(new_page):  # noqa: F811
+    page = new_page("?seed=4")
+    train(page, 5)
+    open_receipts(page)
+    _, text = taken(page)
+    check(page, json.dumps(json.loads(text) | {"steps": 1_000_000}))
+    expect(page.get_by_text(re.compile(r"step [1-9][\d,]* of 1,000,000"))).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("of 1,000,000")).to_have_count(0)
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_a_copied_hash_is_whole_also_where_only_its_beginning_fits(new_page):  # noqa: F811
+    page = new_page("?seed=5", permissions=["clipboard-read", "clipboard-write"])
+    train(page, 5)
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_receipts(page)
+    box = page.locator(".st-key-receipt_copy_last")
+    code = box.locator("code")
+    assert code.evaluate("code => code.scrollWidth > code.clientWidth"), "it does not fit"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    box.hover()
+    box.get_by_role("button").click()
+    assert page.evaluate("navigator.clipboard.readText()").strip() == code.inner_text()
+    assert len(code.inner_text()) == 64
+
+
+@pytest.mark.parametrize("playing", [False, True])
+def test_the_transport_stands_in_one_row(new_page, playing):  # noqa: F811
+    page = new_page("?seed=6")
+    if playing:
+        button(page, "Run").click()
+        expect(button(page, "Pause")).to_be_visible()
+    first = button(page, "Pause" if playing else "Run").bounding_box()
+    last = page.locator(".st-key-receipt button:visible").bounding_box()
+    assert last["y"] == pytest.approx(first["y"], abs=8)
+    assert last["x"] + last["width"] < 1280
