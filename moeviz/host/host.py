@@ -14,13 +14,17 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
+from moeviz.host import kin
+from moeviz.host.block import LANES
 from moeviz.host.limits import Limits, Share, check_alone
 from moeviz.host.process import WorkerProcess
 from moeviz.host.run import Run, fingerprint
@@ -98,15 +102,30 @@ class Host:
         """
         check_alone(recipe, self.limits)
 
-    def create(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> Run:
+    def most_together(self, recipe: Recipe) -> int:
+        """How many runs of this recipe can be trained together here, were there no others.
+
+        Raises:
+            SettingsError: not even one.
+        """
+        self.check(recipe)
+        return max(count for count in range(1, LANES + 1) if Share.of(recipe, count).fits(self.limits))
+
+    def create(
+        self, recipe: Recipe, knobs: Knobs, text: bytes | None = None, twins: Sequence[Mapping[str, Any]] = ()
+    ) -> Run:
         """A new run at step 0, paused, on the worker with the fewest runs; or waiting, where the server is full.
+
+        `twins` begin with it, each with its changes. Here there may be as many as can be stacked: how many a visitor
+        adds by hand is limited in `Run.add_twin`.
 
         Raises:
             SettingsError: recipe and knobs do not fit each other, or not this server.
         """
         config.check(recipe, knobs)
-        self.check(recipe)
-        run = Run(self, recipe, knobs, text)
+        if 1 + len(twins) > (most := self.most_together(recipe)):
+            raise SettingsError(f"{1 + len(twins)} runs of this size cannot be trained together here. Take {most}.")
+        run = Run(self, recipe, knobs, text, twins=kin.together(recipe, knobs, twins))
         with self._lock:
             self._runs[run.token] = run
         return run

@@ -6,7 +6,7 @@ its parent after some step and has changes: single settings in which it differs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +113,21 @@ def check_changes(recipe: Recipe, knobs: Knobs, changes: Mapping[str, Any]) -> N
 def first(knobs: Knobs) -> Kin:
     """The base of a new run."""
     return Kin(0, 0, None, 0, {}, {0: knobs})
+
+
+def together(recipe: Recipe, knobs: Knobs, changes: Sequence[Mapping[str, Any]]) -> tuple[Kin, ...]:
+    """The base of a new run, and twins from the start with these changes.
+
+    Raises:
+        SettingsError: some are impossible.
+    """
+    for own in changes:
+        check_changes(recipe, knobs, own)
+    others = [
+        Kin(number, number, 0, 0, dict(own), {0: changed(recipe, knobs, own)[0]})
+        for number, own in enumerate(changes, start=1)
+    ]
+    return first(knobs), *others
 
 
 def parting(
