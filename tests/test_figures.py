@@ -65,6 +65,18 @@ def test_panels_share_axes_that_hold_every_value():
         assert tuple(drawn.layout.yaxis2.range) == shared["task_loss"]
 
 
+def test_a_long_run_is_drawn_as_densely_at_its_begin_as_at_its_end_with_its_extremes():
+    long = rows(0, 2_000)
+    long["max_vio"][77] = 9
+    kept = small.spread(long)
+    assert 100 < len(kept) <= small.MOST_ROWS
+    assert {78, 2_000} <= set(kept["step"].tolist())
+    halves = [(kept["step"] <= 1_000).sum(), (kept["step"] > 1_000).sum()]
+    assert abs(halves[0] - halves[1]) <= 4
+    assert (np.diff(kept["step"].astype(int)) > 0).all()
+    assert len(small.spread(rows(0))) == 30
+
+
 def test_a_run_that_explodes_does_not_press_the_others_flat_and_nothing_draws_nothing():
     wild = rows(1)
     wild["task_loss"][-3:] = (1e6, np.inf, np.nan)

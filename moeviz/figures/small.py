@@ -14,7 +14,8 @@ from plotly.subplots import make_subplots
 
 from moeviz.figures import theme
 
-HEIGHT = 260
+HEIGHT = 230
+MOST_ROWS = 160  # of a line: a small panel has few more pixels
 
 
 def ranges(rows: Sequence[np.ndarray], steps: int) -> dict[str, tuple[float, float]]:
@@ -44,7 +45,8 @@ def panel(
         note: what else must be said, as that a seed diverged.
     """
     figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.1)
-    for number, (seed, own) in enumerate(rows.items()):
+    for number, (seed, every) in enumerate(rows.items()):
+        own = spread(every)
         line = {"width": 1.4, "dash": theme.DASHES[number % len(theme.DASHES)]}
         for place, (name, colour) in enumerate([("max_vio", theme.BLUE), ("task_loss", theme.ORANGE)], start=1):
             figure.add_scatter(
@@ -61,12 +63,22 @@ def panel(
     figure.update_yaxes(title="MaxVio", range=list(shared["max_vio"]), nticks=4, row=1, col=1)
     figure.update_yaxes(title="task loss", range=list(shared["task_loss"]), nticks=4, row=2, col=1)
     figure.update_xaxes(range=list(shared["steps"]), nticks=4)
-    figure.update_xaxes(title="step", row=2, col=1)
     title = f"<b>{label}</b>{f' · {note}' if note else ''}"
     return theme.styled(
         figure, HEIGHT, title={"text": title, "font": {"size": theme.TEXT + 1}, "x": 0.02, "y": 0.97},
         hovermode="x unified", margin={"l": 8, "r": 8, "t": 30, "b": 4},
     )  # fmt: skip
+
+
+def spread(rows: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
+    """At most so many of the rows, as dense at the begin as at the end: highest and lowest MaxVio of equal stretches,
+    and the newest."""
+    if len(rows) <= most:
+        return rows
+    values, kept = _mean(rows["max_vio"]), {len(rows) - 1}
+    for places in np.array_split(np.arange(len(rows)), most // 2 - 1):
+        kept |= {int(places[np.argmin(values[places])]), int(places[np.argmax(values[places])])}
+    return rows[sorted(kept)]
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,6 @@ from moeviz.host.block import ring_capacity
 from moeviz.snapshot import EVAL_EVERY
 from moeviz.sweep import Cell, Result, Sweep, chunks, cost
 
-LIVE_ROWS = 160  # of a cell under way: more than a small chart has pixels for
 GLANCE = 0.5  # seconds between two looks at the pace
 DIVERGED = "Its loss was not a number any more."  # where its own sentence was gone when somebody looked
 AWAY = 5.0  # who has not looked for so long may have had the run held meanwhile, which is no pace
@@ -107,13 +106,13 @@ class SweepRun:
             )
 
     def live(self) -> list[tuple[Cell, np.ndarray]]:
-        """The cells under way and their rows so far, from step 1 on, thinned (`snapshot.thinned`)."""
+        """The cells under way and their rows so far, from step 1 on."""
         with self._lock:
             run = self._run()
             if run is None:
                 return []
             found = [(twin.id, cell) for twin, cell in zip(run.twins, self._chunk.cells, strict=True)]
-            return [(cell, run.records_since(-1, -1, LIVE_ROWS, twin)[1][1:]) for twin, cell in found]
+            return [(cell, run.records_since(-1, -1, twin=twin)[1][1:]) for twin, cell in found]
 
     def advance(self) -> None:
         """Look after it: take in what is done, begin what is next. Says that somebody watches."""

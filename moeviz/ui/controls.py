@@ -31,11 +31,11 @@ MAX_UPLOAD_MB = 5
 
 
 def sidebar(whose: str = "") -> session.Visitor:
-    """Draw all controls and return the visitor with the settings they now have; `whose` says what they set."""
+    """Draw all controls and return the visitor with the settings they now have; `whose` says whose they are."""
     me = session.take_controls()
     with st.sidebar:
         if whose:
-            st.caption(f"These are the settings of **{whose}**. Twins follow them in all but their own change.")
+            st.caption(whose)
         _preset(me.knobs)
         _gating()
         # Sliders come and go in two of these. Containers keep them from shifting what follows, so "More" stays open.
