@@ -152,7 +152,7 @@ def suggested(field: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
         return []
     spec = KNOB_FIELDS.get(field)
     choices = spec.metadata["choices"] or ((False, True) if isinstance(spec.default, bool) else ()) if spec else ()
-    return [value for value in USUAL.get(field, choices) if _can_be_had(recipe, knobs, field, value)]
+    return [value for value in USUAL.get(field, choices) if can_be_had(recipe, knobs, field, value)]
 
 
 def needs(field: str, recipe: Recipe, knobs: Knobs) -> str:
@@ -330,7 +330,8 @@ def describe(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _can_be_had(recipe: Recipe, knobs: Knobs, field: str, value: Any) -> bool:
+def can_be_had(recipe: Recipe, knobs: Knobs, field: str, value: Any) -> bool:
+    """Whether a cell with this value could be trained."""
     try:
         check(recipe, with_value(knobs, field, value))
     except SettingsError:

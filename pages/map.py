@@ -1,13 +1,11 @@
 """Which of my runs is balanced, and what did it cost?"""
 
-import streamlit as st
-
 from moeviz.ui import chart_of_runs, controls, dots, session, transport
 
 me = controls.sidebar()
 if me.to_play:
     me.to_play = False
-    st.switch_page("pages/playground.py")
+    session.go_to("pages/playground.py")
 if run := session.there():
     dots.take_in(me.dots, run)
 if me.sweep is not None:

@@ -17,7 +17,7 @@ twins.beside(run)
 twins.branch(run)
 if me.to_compare:
     me.to_compare = False
-    st.switch_page("pages/compare.py")
+    session.go_to("pages/compare.py")
 
 state = run.state()
 live_charts(

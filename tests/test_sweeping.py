@@ -71,15 +71,6 @@ def test_a_cell_has_the_numbers_of_the_command_line(sweep):
             assert figure == expected, name
 
 
-def test_a_cell_that_diverges_is_told_as_on_the_command_line_and_the_others_stay():
-    sweep = plan(knobs=SIGN, field="learning_rate", values=(0.003, 1.0), seeds=(0,), steps=150)
-    [theirs] = [results for _, results in farm.train(sweep, None, 1, lambda made: None)]
-    with hosting(1, "moeviz.toy") as host:
-        ours = finish(host, sweep).results
-    assert [result.diverged for result in ours] == [result.diverged for result in theirs]
-    assert [len(result.rows) for result in ours] == [len(result.rows) for result in theirs]
-
-
 def test_its_figures_are_of_the_last_step():
     sweep = plan(steps=4 * EVAL_EVERY)
     check_steps(sweep)

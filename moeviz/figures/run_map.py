@@ -43,9 +43,7 @@ def key_of(dot: Dot) -> str:
     return "/".join(map(str, dot.key))
 
 
-def _add(
-    figure: go.Figure, strategy: str, dots: Sequence[Dot], view: str, chosen: tuple[str | int, ...] | None
-) -> None:
+def _add(figure: go.Figure, strategy: str, dots: Sequence[Dot], view: str) -> None:
     colour, symbol = theme.LOOKS[strategy]
     figure.add_scatter(
         x=[round(dot.max_vio, 4) for dot in dots],

@@ -33,7 +33,7 @@ def empty() -> None:
         )
         if st.button("Start an example sweep", key="map_example", icon=":material/science:"):
             session.start_sweep(sweeps.EXAMPLE)
-            st.switch_page("pages/sweep.py")
+            session.go_to("pages/sweep.py")
 
 
 def drawn(found: Sequence[Dot]) -> None:

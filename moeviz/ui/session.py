@@ -300,6 +300,11 @@ def branched(charts: str = CHARTS) -> None:
         visitor().branching = asked["step"], asked["twin"]
 
 
+def go_to(page: str) -> None:
+    """Draw another page, with the address as it is: Streamlit would clear it, and refuses to where controls write it."""
+    st.switch_page(page, query_params=st.query_params.to_dict())
+
+
 def twins_in_address(run: Run) -> None:
     """Have the address say which twins there are, so that copying it shares them. Those from the past are shared as
     twins from the start: whoever opens the link has no past."""

@@ -25,6 +25,7 @@ from moeviz.ui import dots, fields, session, twins
 EVERY = 1.0  # seconds between two looks
 SEEDS = {1: "1 seed", 3: "3 seeds", 5: "5 seeds"}
 STEPS = 500
+MOST_BY_ITSELF = 4  # values of a knob that has no usual ones
 COLUMNS = {
     "eval_loss": "%.4f",
     "max_vio_batch": "%.2f",
@@ -110,8 +111,9 @@ def planned_of(
 
 
 def _values(name: str, recipe: Recipe, knobs: Knobs) -> list[str]:
-    offered = list(map(show, twins.values(name, recipe, knobs)))
-    usual = list(map(show, sweep.suggested(name, recipe, knobs))) or offered[:4]
+    possible = [value for value in twins.values(name, recipe, knobs) if sweep.can_be_had(recipe, knobs, name, value)]
+    offered, usual = list(map(show, possible)), list(map(show, sweep.suggested(name, recipe, knobs)))
+    usual = usual or offered[:MOST_BY_ITSELF]
     labels = {show(value): label for value, label in fields.LABELS.get(name, {}).items()}
     takes_more = name != "balancing" and not KNOB_FIELDS[name].metadata["choices"]
     return st.multiselect(
