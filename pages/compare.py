@@ -7,7 +7,9 @@ import streamlit as st
 from moeviz.live.compare import twin_charts
 from moeviz.ui import controls, fields, session, transport, tree, twins
 
-me = controls.sidebar("These are the settings of **A, the base**. Twins follow them in all but their own change.")
+me = controls.sidebar(
+    "compare", "These are the settings of **A, the base**. Twins follow them in all but their own change."
+)
 run = session.run()
 
 transport.earlier()

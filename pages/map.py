@@ -2,7 +2,7 @@
 
 from moeviz.ui import chart_of_runs, controls, dots, session, transport
 
-me = controls.sidebar()
+me = controls.sidebar("map")
 if me.to_play:
     me.to_play = False
     session.go_to("pages/playground.py")

@@ -6,7 +6,7 @@ from moeviz import presets
 from moeviz.live.component import live_charts
 from moeviz.ui import controls, fields, session, transport, twins
 
-me = controls.sidebar()
+me = controls.sidebar("playground")
 run = session.run()
 
 transport.earlier()
@@ -15,9 +15,6 @@ transport.trouble(run)
 transport.bar(run)
 twins.beside(run)
 twins.branch(run)
-if me.to_compare:
-    me.to_compare = False
-    session.go_to("pages/compare.py")
 
 state = run.state()
 live_charts(

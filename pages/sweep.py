@@ -4,7 +4,9 @@ import streamlit as st
 
 from moeviz.ui import controls, sweeps, transport
 
-me = controls.sidebar("These are the settings of **every run of a sweep**, in all but the knob that it varies.")
+me = controls.sidebar(
+    "sweep", "These are the settings of **every run of a sweep**, in all but the knob that it varies."
+)
 
 transport.sentences()
 sweeps.plan(me.recipe, me.knobs)

@@ -8,13 +8,17 @@ import zlib
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moeviz.config import Knobs, Recipe
 from moeviz.live import assets, charts, twins, visitor, wire
 from moeviz.live.twins import KnownTwin, KnownTwins, decode_twins, encode_twins
 from moeviz.snapshot import History
+from tests.test_host import run_to, wait_until
+from tests.test_host_twins import REAL, SIGN, SMALL, caught_up, rows_of_twin
 from tests.test_live import assert_same, get, make_rows
+from tests.test_survival import hosting
 
 E = 4
 
@@ -198,6 +202,29 @@ def test_all_twins_together_send_no_more_rows_than_one_answer_may_have(count):
     assert min(sent) >= twins.MOST_ROWS // count // 2, "the newest come whole"
     for (_, columns), twin in zip(parts, run.twins, strict=True):
         assert columns["step"][-1, 0] == rows_of(twin)["step"][-1]
+
+
+def test_twins_that_a_server_trains_arrive_as_they_are():
+    """One that was there, one that joins and catches up, and only what is new after that."""
+    with hosting(1, REAL) as host:
+        run = host.create(SMALL, SIGN)
+        run_to(run, 40)
+        number = run.add_twin({"u": 0.1}, since=10)
+        wait_until(caught_up(run))
+        (overview, _), *parts = decode_twins(encode_twins(run, KnownTwins()))
+        assert [said["name"] for said in overview["twins"]] == ["A", "B"]
+        assert overview["twins"][1]["differences"] == ["u 0.01 → 0.1"]
+        assert overview["twins"][1]["since"] == 10
+        for (header, columns), one in zip(parts, (0, number), strict=True):
+            assert header["twin"] == one
+            assert_same(columns, rows_of_twin(run, one))
+        different = parts[1][1]["routed_differently"][:, 0]
+        parted = overview["twins"][1]["parted"]
+        assert parted["step"] == parts[1][1]["step"][np.flatnonzero(different > 0)[0], 0] > 10
+        known = KnownTwins(overview["epoch"], overview["told"], {one: KnownTwin(40, 0) for one in (0, number)})
+        run_to(run, 45)
+        _, *parts = decode_twins(encode_twins(run, known))
+        assert [columns["step"].ravel().tolist() for _, columns in parts] == [[41, 42, 43, 44, 45]] * 2
 
 
 def pull(known=None, host=None, headers=()):

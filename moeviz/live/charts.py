@@ -26,7 +26,7 @@ _FLOOR = "Ours: Monte Carlo draws of a router that chooses K of E experts at ran
 CHARTS: dict[str, Text] = {
     "load": Text(
         "Expert load now",
-        "How many tokens chose each expert in the newest step, before any are dropped. The dashed line is perfect "
+        "How many tokens chose each expert in the step shown, before any are dropped. The dashed line is perfect "
         "balance; the band is where a perfectly fair random router would land. ▲ is above the band, ✕ is dead.",
         "load_i = number of (token, expert i) pairs in the batch; mean = T·K / E",
         "arXiv 2408.15664, Algorithm 1 (there c_i); the band is ours, from Monte Carlo draws.",

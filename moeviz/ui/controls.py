@@ -30,9 +30,9 @@ CUSTOM = "custom"
 MAX_UPLOAD_MB = 5
 
 
-def sidebar(whose: str = "") -> session.Visitor:
-    """Draw all controls and return the visitor with the settings they now have; `whose` says whose they are."""
-    me = session.take_controls()
+def sidebar(page: str, whose: str = "") -> session.Visitor:
+    """Draw all controls on a page; `whose` says whose they are. Returns the visitor with the settings they now have."""
+    me = session.take_controls(page)
     with st.sidebar:
         if whose:
             st.caption(whose)

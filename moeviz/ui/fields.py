@@ -135,7 +135,7 @@ def twins_from_link(text: str, recipe: Recipe, knobs: Knobs) -> tuple[list[dict[
                 raise SettingsError(f"There can be {MOST_TWINS} twins; more are left out.")
             for pair in part.split(",") if part.strip() else ():
                 name, _, value = (legible(word) for word in pair.partition(":"))
-                changes[name] = value if name == "balancing" else parse_value(name, value)
+                changes[name] = parse_value(name, value) if name in KNOB_FIELDS else value
             check_changes(recipe, knobs, changes)
             found.append(changes)
         except SettingsError as refusal:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
@@ -48,9 +50,10 @@ class Visitor:
     whisper: str = ""  # to be said once, in passing
     offer: str = ""  # token of an earlier run of this browser
     menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
+    page: str = ""  # whose controls were drawn last
+    speed: str = USUAL_SPEED
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
-    to_compare: bool = False  # whether the next drawing is that of the twins
     sweep: SweepRun | None = None  # the newest
     dots: dict[tuple[str | int, ...], Dot] = field(default_factory=dict)  # of runs that rested, the oldest first
     dot: str = ""  # the one that is looked at
@@ -76,7 +79,7 @@ def visitor() -> Visitor:
             me.twins, refusals = fields.twins_from_link(twins, me.recipe, me.knobs)
             me.notices += refusals
         st.session_state[KEY] = me
-        st.session_state["speed"] = speed.get("speed", USUAL_SPEED)
+        st.session_state["speed"] = me.speed = speed.get("speed", USUAL_SPEED)
         granted = fields.to_link(me.recipe, me.knobs) | speed
         kept = {"run": me.token} if me.token else {}
         kept |= {"twins": twins} if twins else {}
@@ -162,13 +165,15 @@ def _take_up(token: str) -> bool:
     return True
 
 
-def take_controls() -> Visitor:
-    """Read what the controls hold into the visitor's settings; call before the controls are drawn.
+def take_controls(page: str) -> Visitor:
+    """Read what the controls hold into the visitor's settings; call before the controls of a page are drawn.
 
     What another tab on the same run has changed is taken over where this tab has not changed it too. Impossible
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
+    _arrive_at(me, page)
+    me.speed = st.session_state.get("speed") or USUAL_SPEED
     values = _merged(me)
     values = fields.with_the_tasks_sizes(me.recipe, values)
     try:
@@ -185,6 +190,20 @@ def take_controls() -> Visitor:
     me.notices += settled
     _show(me)
     return me
+
+
+def _arrive_at(me: Visitor, page: str) -> None:
+    """Streamlit forgets what controls hold, and what the address says, on the way to another page that draws them too:
+    there they would begin with their defaults, and turn the run's settings into these."""
+    if me.page not in ("", page):
+        choose(**fields.values_of(me.recipe, me.knobs))
+        st.session_state["speed"] = me.speed
+        me.page = page
+        # Controls that have been drawn on this page before write into the address themselves, and nobody else may.
+        with suppress(StreamlitAPIException):
+            st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
+        st.rerun()
+    me.page = page
 
 
 def _merged(me: Visitor) -> dict[str, Any]:
@@ -301,7 +320,7 @@ def branched(charts: str = CHARTS) -> None:
 
 
 def go_to(page: str) -> None:
-    """Draw another page, with the address as it is: Streamlit would clear it, and refuses to where controls write it."""
+    """Draw another page, the address as it is: Streamlit would clear it, and refuses to where controls write it."""
     st.switch_page(page, query_params=st.query_params.to_dict())
 
 
@@ -338,7 +357,7 @@ def run() -> Run:
         except SettingsError as refusal:
             me.notices.append(str(refusal))
     twins_in_address(run)
-    run.set_speed(SPEEDS[st.session_state.get("speed") or USUAL_SPEED])
+    run.set_speed(SPEEDS[me.speed])
     run.touch()
     dots.take_in(me.dots, run)
     return run

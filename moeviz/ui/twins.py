@@ -6,13 +6,14 @@ are the values of the page's own controls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from moeviz import sweep
 from moeviz.config import KNOB_FIELDS, LOSS_WEIGHTS, Knobs, Recipe, SettingsError, balancing_fields, divisors, show
-from moeviz.host import MOST_TWINS, Run, Twin
+from moeviz.host import MOST_TWINS, Run, Twin, check_changes
 from moeviz.ui import dots, fields, session
 
 # The famous ones first; everything a twin may differ in.
@@ -39,7 +40,9 @@ def shelf(run: Run) -> None:
         for twin in run.twins[1:]:
             _card(run, twin)
         if len(run.twins) < MOST_TWINS:
-            with st.popover("Add a twin", icon=":material/add:", help="The same seed and data, one setting changed."):
+            # Another key once it has done its work: so it opens no more until it is asked to.
+            key, told = f"twin_add_{run.twins[-1].id}", "The same seed and data, one setting changed."
+            with st.popover("Add a twin", icon=":material/add:", help=told, key=key):
                 _add(run)
         st.toggle(
             "One change each",
@@ -75,13 +78,13 @@ def beside(run: Run) -> None:
     names = ", ".join(twin.name for twin in run.twins[1:])
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/stacks: This is twin A. Beside it train {names}, so each step takes longer.")
-        st.page_link("pages/compare.py", label="Compare them")
+        st.page_link("pages/compare.py", label="Compare them", icon=":material/compare_arrows:")
         st.button("Go on with A alone", key="alone", type="tertiary", on_click=_alone, args=(run,))
 
 
 def _card(run: Run, twin: Twin) -> None:
     said = "; ".join(twin.differences) or "like A"
-    with st.popover(f"**{twin.name}** {said}", help="Change what tells it apart, or remove it."):
+    with st.popover(f"**{twin.name}** {said}", help="Change what tells it apart, or remove it.", key=f"twin_{twin.id}"):
         if twin.since:
             st.caption(f"Parted at step {twin.since:,}.")
         changes = _choice(run, f"twin_{twin.id}", twin.changes)
@@ -115,7 +118,8 @@ def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) ->
     if not name:
         return {}
     offered, base = values(name, run.recipe, run.knobs), _of(run.knobs, name)
-    value = now.get(name, contrast(name, run.recipe, run.knobs))
+    taken = [twin.changes[name] for twin in run.twins if name in twin.changes]
+    value = now.get(name, contrast(name, run.recipe, run.knobs, taken))
     labels = fields.LABELS.get(name, {})
     picked = st.selectbox(
         "Its value",
@@ -131,6 +135,18 @@ def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) ->
 
 def values(name: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
     """What a setting may be beside the others as they are: the stops of its slider, the entries of its menu."""
+    return [value for value in _listed(name, recipe, knobs) if _can_be_had(recipe, knobs, {name: value})]
+
+
+def _can_be_had(recipe: Recipe, knobs: Knobs, changes: dict[str, Any]) -> bool:
+    try:
+        check_changes(recipe, knobs, changes)
+    except SettingsError:
+        return False
+    return True
+
+
+def _listed(name: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
     if name == "balancing":
         return list(fields.LABELS["balancing"])
     spec = KNOB_FIELDS[name]
@@ -148,14 +164,15 @@ def values(name: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
     return found if own in found else [own, *found]
 
 
-def contrast(name: str, recipe: Recipe, knobs: Knobs) -> Any:
-    """A value worth comparing with the one that the base has."""
+def contrast(name: str, recipe: Recipe, knobs: Knobs, taken: Sequence[Any] = ()) -> Any:
+    """A value worth comparing with the one that the base has, and if possible with those that others have."""
     own, offered = _of(knobs, name), values(name, recipe, knobs)
-    if name == "balancing":
-        return "none" if own == "loss_free" else "loss_free"
     usual = [value for value in sweep.USUAL.get(name, offered) if value in offered and value != own]
-    larger = [value for value in usual if isinstance(own, int | float) and value > own]
-    return next(iter([*larger, *usual, *offered]))
+    if name == "balancing":
+        usual.sort(key=lambda value: value != ("none" if own == "loss_free" else "loss_free"))
+    if isinstance(own, int | float) and not isinstance(own, bool):
+        usual.sort(key=lambda value: value < own)
+    return next((value for value in usual if value not in taken), (*usual, *offered)[0])
 
 
 def needless(name: str, recipe: Recipe, knobs: Knobs) -> str:
@@ -218,7 +235,6 @@ def _branch(run: Run, changes: dict[str, Any], parent: int, step: int) -> None:
     inherited = next((twin.changes for twin in run.twins if twin.id == parent), {})
     if _trying(lambda: run.add_twin(merged(inherited, changes), parent, step)):
         _forget_branch()
-        session.visitor().to_compare = True
 
 
 def _forget_branch() -> None:

@@ -37,7 +37,8 @@ export function lossChart() {
     },
     describe(p, i) {
       const { loss, step } = heldOutAt(p.store, i);
-      const said = `Task loss at step ${p.store.step[i]}: ${number(curves.smooth_loss(i))}, ${weightText(weight(p))}`;
+      const { smooth_loss: mean } = curvesOf({ ...p, end: i }, weight(p)); // what is spoken may be newer than what is drawn
+      const said = `Task loss at step ${p.store.step[i]}: ${number(mean(i))}, ${weightText(weight(p))}`;
       return Number.isFinite(loss) ? `${said}; held-out ${number(loss)} at step ${step}.` : `${said}.`;
     },
   };
