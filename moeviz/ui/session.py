@@ -320,8 +320,9 @@ def branched(charts: str = CHARTS) -> None:
 
 
 def go_to(page: str) -> None:
-    """Draw another page, the address as it is: Streamlit would clear it, and refuses to where controls write it."""
-    st.switch_page(page, query_params=st.query_params.to_dict())
+    """Draw another page. Its controls write the settings into the address, where Streamlit lets nobody else."""
+    kept = {name: text for name, text in st.query_params.to_dict().items() if name in ("run", "twins")}
+    st.switch_page(page, query_params=kept)
 
 
 def twins_in_address(run: Run) -> None:
