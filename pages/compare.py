@@ -5,7 +5,9 @@ from functools import partial
 from moeviz.live.compare import twin_charts
 from moeviz.ui import controls, fields, session, transport, twins
 
-me = controls.sidebar("compare", "A, the base")
+me = controls.sidebar(
+    "compare", "These are the settings of **A, the base**. Twins follow them in all but their own change."
+)
 run = session.run()
 
 transport.earlier()

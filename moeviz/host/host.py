@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import Pipe
@@ -25,6 +25,7 @@ from typing import Any
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host import kin
+from moeviz.host.block import LANES
 from moeviz.host.limits import Limits, Share, check_alone
 from moeviz.host.process import WorkerProcess
 from moeviz.host.run import Run, fingerprint
@@ -116,18 +117,30 @@ class Host:
         """
         check_alone(recipe, self.limits)
 
+    def most_together(self, recipe: Recipe) -> int:
+        """How many runs of this recipe can be trained together here, were there no others.
+
+        Raises:
+            SettingsError: not even one.
+        """
+        self.check(recipe)
+        return max(count for count in range(1, LANES + 1) if Share.of(recipe, count).fits(self.limits))
+
     def create(
         self,
         recipe: Recipe,
         knobs: Knobs,
         text: bytes | None = None,
+        twins: Sequence[Mapping[str, Any]] = (),
         schedule: Sequence[tuple[int, Knobs]] = (),
     ) -> Run:
         """A new run at step 0, paused, on the worker with the fewest runs; or waiting, where the server is full.
 
         Args:
             recipe, knobs, text: what to train.
-            schedule: (first step, knobs): settings that it takes at these steps by itself, in ascending order.
+            twins: changes of each that begins with it: as many as can be stacked, where a visitor may add fewer by hand
+                (`Run.add_twin`).
+            schedule: (first step, knobs): settings that the run takes at these steps by itself, in ascending order.
 
         Raises:
             SettingsError: recipe and knobs do not fit each other, or not this server; or the steps do not ascend.
@@ -136,8 +149,10 @@ class Host:
             config.check(recipe, own)
         if any(step <= before for (before, _), (step, _) in pairwise([(0, knobs), *schedule])):
             raise SettingsError("Settings can be changed from step 1 on, in the order of the steps. Sort the schedule.")
-        self.check(recipe)
-        run = Run(self, recipe, knobs, text, twins=(kin.first(knobs, schedule),))
+        if 1 + len(twins) > (most := self.most_together(recipe)):
+            raise SettingsError(f"{1 + len(twins)} runs of this size cannot be trained together here. Take {most}.")
+        base = kin.first(knobs, schedule)
+        run = Run(self, recipe, knobs, text, twins=(base, *kin.together(recipe, knobs, twins)[1:]))
         with self._lock:
             self._runs[run.token] = run
         return run

@@ -14,7 +14,7 @@ import streamlit as st
 from moeviz import sweep
 from moeviz.config import KNOB_FIELDS, LOSS_WEIGHTS, Knobs, Recipe, SettingsError, balancing_fields, divisors, show
 from moeviz.host import MOST_TWINS, Run, Twin, check_changes
-from moeviz.ui import fields, session, tree
+from moeviz.ui import dots, fields, session, tree
 
 # The famous ones first; everything a twin may differ in.
 FIRST = ("balancing", "gating", "u", "alpha", "groups_kept", "num_groups", "token_dropping", "capacity_factor", "top_k")
@@ -228,6 +228,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove(run: Run, number: int) -> None:
+    dots.take_in(session.visitor().dots, run, ends=True)
     _trying(lambda: run.remove_twin(number))
 
 
