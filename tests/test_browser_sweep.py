@@ -77,6 +77,6 @@ def test_cancel_keeps_what_is_done_and_a_dot_opens_its_settings(new_page):  # no
     told = re.search(r"u ([0-9.]+), seed (\d+), 600 steps", label)
     assert told, label
     again.click()
-    expect(page.get_by_role("button", name="Reset", exact=True)).to_be_visible(timeout=30 * SECOND)
+    expect(page.get_by_role("button", name="New seed")).to_be_visible(timeout=30 * SECOND)
     slider = page.get_by_role("group", name="Bias update speed u")
     expect(slider).to_contain_text(told[1])
