@@ -37,7 +37,7 @@ def drawn_to(page: Page) -> int:
 
 def test_panels_fill_while_it_runs_and_results_come_by_themselves(new_page):  # noqa: F811
     page = new_page(SMALL)
-    start(page, "1 seed", 2000)
+    start(page, "1 seed", 800)
     expect(page.locator(".js-plotly-plot")).to_have_count(5)
     page.wait_for_function(
         """() => Array.from(document.querySelector(".js-plotly-plot")?.data?.[0]?.x || []).length > 5"""
@@ -48,7 +48,7 @@ def test_panels_fill_while_it_runs_and_results_come_by_themselves(new_page):  # 
         f"""() => Math.max(...[...document.querySelectorAll(".js-plotly-plot")].map(
             (plot) => Array.from(plot.data?.[0]?.x || [0]).pop())) > {first}"""
     )
-    expect(page.get_by_text("Means over seeds.")).to_be_visible(timeout=120 * SECOND)
+    expect(page.get_by_text("Means over seeds.")).to_be_visible(timeout=240 * SECOND)
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     expect(page.get_by_text("1 seed, which gives no interval").first).to_be_visible()
     with page.expect_download() as found:
