@@ -97,7 +97,8 @@ def test_a_forest_plot_shows_means_intervals_and_who_cannot_be_told_apart():
     assert list(marks.marker.symbol) == ["circle", "circle-open", "circle-open"]
     assert "no interval" in marks.customdata[2][0]
     assert drawn.layout.shapes[0].x0 == 0
-    assert "u=0.003" in drawn.layout.xaxis.title.text
+    assert "u=0.003" in marks.hovertemplate
+    assert drawn.layout.xaxis.title.text == "held-out loss: difference"
 
 
 @pytest.mark.parametrize("figure", FIGURES)

@@ -38,11 +38,11 @@ def figure(name: str, rows: Sequence[tuple[str, Difference]], base: str) -> go.F
             "line": {"width": 2, "color": theme.BLUE},
         },
         customdata=[[_interval(one)] for _, one in drawn],
-        hovertemplate="<b>%{y}</b><br>%{x:.3g} on average<br>%{customdata[0]}<extra></extra>",
+        hovertemplate=f"<b>%{{y}}</b><br>%{{x:.3g}} from {base} on average<br>%{{customdata[0]}}<extra></extra>",
         showlegend=False,
     )
     figure.update_yaxes(autorange="reversed", type="category")
-    figure.update_xaxes(title=f"{theme.TITLES[name]}: difference to {base}", nticks=6)
+    figure.update_xaxes(title=f"{theme.TITLES[name]}: difference", nticks=6)
     return theme.styled(figure, 100 + 30 * max(len(drawn), 1), margin={"l": 8, "r": 12, "t": 8, "b": 8})
 
 

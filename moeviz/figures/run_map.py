@@ -33,7 +33,7 @@ def figure(dots: Sequence[Dot], view: str = "eval_loss") -> go.Figure:
             x=floor, y=1, yref="paper", text="fair router", showarrow=False, xanchor="left", yanchor="top",
             xshift=4, font={"color": theme.GREY},
         )  # fmt: skip
-    figure.update_xaxes(title="MaxVio, mean of the last 20 % of steps (left is balanced)", rangemode="tozero")
+    figure.update_xaxes(title="MaxVio, late mean", rangemode="tozero")
     figure.update_yaxes(title=theme.TITLES[view])
     return theme.styled(figure, HEIGHT, clickmode="event+select", hovermode="closest", dragmode="zoom")
 
@@ -58,6 +58,7 @@ def _add(figure: go.Figure, strategy: str, dots: Sequence[Dot], view: str) -> No
             "opacity": 0.85,
             "line": {"width": 1, "color": "rgba(128, 128, 128, 0.6)"},
         },
+        unselected={"marker": {"opacity": 0.45}},
         customdata=[[key_of(dot), _hover(dot)] for dot in dots],
         hovertemplate="%{customdata[1]}<extra></extra>",
     )
