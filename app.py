@@ -18,6 +18,8 @@ if __name__ == "__main__":
         [
             st.Page("pages/playground.py", title="Playground", icon=":material/play_circle:", default=True),
             st.Page("pages/compare.py", title="Compare", icon=":material/compare_arrows:"),
+            st.Page("pages/sweep.py", title="Sweep", icon=":material/stacked_line_chart:"),
+            st.Page("pages/map.py", title="Map", icon=":material/scatter_plot:"),
             st.Page("pages/formulas.py", title="Formulas and code", icon=":material/function:"),
             st.Page("pages/contract.py", title="How we differ", icon=":material/fork_right:"),
         ],

@@ -77,6 +77,7 @@ class Fair:
     min_load_p05: float  # 5th percentile of the smallest load, relative to the mean load
 
 
+EVAL_EVERY = 25  # steps between two evaluations on held-out tokens
 # Columns of a row that tell of the clock, of who changes settings and of the twins beside a run, not of the run itself:
 # two rows of one training may differ in these and in nothing else.
 CIRCUMSTANCES = ("version", "steps_per_second", "routed_differently")

@@ -152,7 +152,7 @@ def suggested(field: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
         return []
     spec = KNOB_FIELDS.get(field)
     choices = spec.metadata["choices"] or ((False, True) if isinstance(spec.default, bool) else ()) if spec else ()
-    return [value for value in USUAL.get(field, choices) if _can_be_had(recipe, knobs, field, value)]
+    return [value for value in USUAL.get(field, choices) if can_be_had(recipe, knobs, field, value)]
 
 
 def needs(field: str, recipe: Recipe, knobs: Knobs) -> str:
@@ -231,13 +231,13 @@ def _range(field: str, listed: str) -> tuple[Any, ...]:
     return (*(float(f"{low * step**number:.3g}") for number in range(count - 1)), high)
 
 
-def chunks(sweep: Sweep, jobs: int = 1) -> list[list[Cell]]:
+def chunks(sweep: Sweep, jobs: int = 1, most: int = MAX_TWINS) -> list[list[Cell]]:
     """The cells in groups that are trained together: of one seed, and no more than can be stacked.
 
     Stacks as large as possible where one process trains them all; smaller ones where several processes would have
-    nothing to do. Which of these it is changes no cell's numbers.
+    nothing to do. Which of these it is changes no cell's numbers. None has more than `most`.
     """
-    most = min(MAX_TWINS, MAX_PARAMETERS // sweep.recipe.num_parameters, len(sweep.values))
+    most = min(MAX_TWINS, most, MAX_PARAMETERS // sweep.recipe.num_parameters, len(sweep.values))
     splits = [_split(sweep, math.ceil(len(sweep.values) / most) + more) for more in range(len(sweep.values))]
     return min((split for split in splits if max(map(len, split)) <= most), key=lambda split: _time(split, jobs))
 
@@ -253,8 +253,13 @@ def _time(split: Sequence[Sequence[Cell]], jobs: int) -> float:
     """When the last of so many processes is done, in runs alone, if each takes the largest chunk that is left."""
     busy = [0.0] * jobs
     for cells in sorted(map(len, split), reverse=True):
-        heapq.heapreplace(busy, busy[0] + 0.45 + 0.55 * cells)  # benchmarks/RESULTS.md: four twins cost 2.3 to 2.7 runs
+        heapq.heapreplace(busy, busy[0] + cost(cells))
     return max(busy)
+
+
+def cost(cells: int) -> float:
+    """How many times as long as a run alone so many take that are trained together."""
+    return 0.45 + 0.55 * cells  # benchmarks/RESULTS.md: four twins cost 2.3 to 2.7 runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +330,8 @@ def describe(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _can_be_had(recipe: Recipe, knobs: Knobs, field: str, value: Any) -> bool:
+def can_be_had(recipe: Recipe, knobs: Knobs, field: str, value: Any) -> bool:
+    """Whether a cell with this value could be trained."""
     try:
         check(recipe, with_value(knobs, field, value))
     except SettingsError:

@@ -21,12 +21,11 @@ from moeviz.config import Knobs, Recipe, SettingsError, check
 from moeviz.model import Decision, ToyMoE
 from moeviz.probe import Probe
 from moeviz.routing import Routing
-from moeviz.snapshot import ALONE, NOT_PROBED, Apart, Interference, Snapshot
+from moeviz.snapshot import ALONE, EVAL_EVERY, NOT_PROBED, Apart, Interference, Snapshot
 from moeviz.tasks import Batch, make_task
 from moeviz.together import alone, groups_of
 
 WARM_UP_STEPS = 20
-EVAL_EVERY = 25
 # The model, the data and the protected sequences draw from streams of their own, so that a knob which needs more
 # draws of one kind leaves the others as they were.
 MODEL_STREAM, DATA_STREAM, PROTECTED_STREAM = 1, 2, 3

@@ -2,12 +2,12 @@
 
 from functools import partial
 
-import streamlit as st
-
 from moeviz.live.compare import twin_charts
-from moeviz.ui import controls, fields, session, transport, tree, twins
+from moeviz.ui import controls, fields, session, transport, twins
 
-me = controls.sidebar("compare", "A, the base")
+me = controls.sidebar(
+    "compare", "These are the settings of **A, the base**. Twins follow them in all but their own change."
+)
 run = session.run()
 
 transport.earlier()
@@ -16,8 +16,6 @@ transport.trouble(run)
 transport.bar(run, with_twins=True)
 twins.shelf(run)
 twins.branch(run)
-if drawn := tree.drawn(run.twins, run.state().step):
-    st.html(drawn)
 
 state = run.state()
 twin_charts(

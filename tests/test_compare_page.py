@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
+
 import pytest
 
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe
@@ -177,9 +179,10 @@ class Drawn:
 def test_the_tree_is_drawn_where_somebody_branched():
     base, twin = Drawn(0, "A", None, 0), Drawn(1, "B", 0, 0)
     assert tree.drawn([base, twin], 100) == ""
-    picture = tree.drawn([base, twin, Drawn(2, "<C>", 1, 50)], 100)
-    assert "&lt;C&gt;, from step 50" in picture
-    assert "<C>" not in picture
-    assert 'aria-label="&lt;C&gt; parted from B at step 50"' in picture
+    drawn = tree.drawn([base, twin, Drawn(2, "<C>", 1, 50)], 100)
+    told, _, data = drawn.partition("](data:image/svg+xml;base64,")
+    assert told == "![<C> parted from B at step 50"
+    picture = b64decode(data.rstrip(")")).decode()
+    assert "&lt;C&gt;</text>" in picture
     middle = tree.LEFT + (tree.WIDTH - tree.LEFT - tree.RIGHT) / 2
     assert f"M{middle:.1f} {tree.ROW * 1.6:.1f}V{tree.ROW * 2.6:.1f}" in picture

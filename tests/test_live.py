@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import re
 import time
 import types
 import zlib
@@ -451,6 +452,17 @@ def test_modules_import_each_other_under_the_same_version():
         if name.endswith(".js"):
             imports = [line for line in asset.plain.decode().splitlines() if ' from "./' in line]
             assert all(f'.js?v={assets.VERSION}"' in line for line in imports), name
+
+
+@pytest.mark.parametrize("entry", assets.ENTRIES)
+def test_a_page_begins_with_one_file_that_has_all_it_imports(entry):
+    served = assets.static()[entry].plain.decode()
+    assert not re.search(r"^\s*import\b", served, re.MULTILINE)
+    assert served.rstrip().splitlines()[-1] == f'export const {{ render, release }} = modules["{entry}"]'
+    for name in assets.modules(entry):
+        assert served.count(f'modules["{name}"] ??= ') == 1
+    other = next(name for name in assets.ENTRIES if name != entry)
+    assert f'modules["{other}"] ??=' not in served
 
 
 def test_plotly_is_served_gzipped_once_and_kept_for_ever():

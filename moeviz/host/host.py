@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import Pipe
@@ -25,6 +25,7 @@ from typing import Any
 from moeviz import config
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host import kin
+from moeviz.host.block import LANES
 from moeviz.host.limits import Limits, Share, check_alone
 from moeviz.host.process import WorkerProcess
 from moeviz.host.run import Run, fingerprint
@@ -32,6 +33,7 @@ from moeviz.host.vault import Vault
 
 SPARE_AFTER = 5.0  # seconds after the others: a start takes a core from whoever opens the first page
 TICK = 1.0  # seconds between two looks at who is gone
+LONGEST_WAIT = 60.0  # seconds between two starts of workers that die at once
 SWEEP_EVERY = 3600.0
 
 
@@ -72,6 +74,8 @@ class Host:
         self._admitted: dict[str, Share] = {}
         self._waiting: dict[str, Run] = {}  # in the order they came
         self._started = 0.0
+        self._stillborn = 0  # how often in a row workers died before they were up
+        self._not_before = 0.0
         self._reported: dict[str, dict[str, Any]] = {}  # what a worker said when it was up
         self._closing = threading.Event()
         self._wake, self._woken = Pipe()
@@ -113,18 +117,30 @@ class Host:
         """
         check_alone(recipe, self.limits)
 
+    def most_together(self, recipe: Recipe) -> int:
+        """How many runs of this recipe can be trained together here, were there no others.
+
+        Raises:
+            SettingsError: not even one.
+        """
+        self.check(recipe)
+        return max(count for count in range(1, LANES + 1) if Share.of(recipe, count).fits(self.limits))
+
     def create(
         self,
         recipe: Recipe,
         knobs: Knobs,
         text: bytes | None = None,
+        twins: Sequence[Mapping[str, Any]] = (),
         schedule: Sequence[tuple[int, Knobs]] = (),
     ) -> Run:
         """A new run at step 0, paused, on the worker with the fewest runs; or waiting, where the server is full.
 
         Args:
             recipe, knobs, text: what to train.
-            schedule: (first step, knobs): settings that it takes at these steps by itself, in ascending order.
+            twins: changes of each that begins with it: as many as can be stacked, where a visitor may add fewer by hand
+                (`Run.add_twin`).
+            schedule: (first step, knobs): settings that the run takes at these steps by itself, in ascending order.
 
         Raises:
             SettingsError: recipe and knobs do not fit each other, or not this server; or the steps do not ascend.
@@ -133,8 +149,10 @@ class Host:
             config.check(recipe, own)
         if any(step <= before for (before, _), (step, _) in pairwise([(0, knobs), *schedule])):
             raise SettingsError("Settings can be changed from step 1 on, in the order of the steps. Sort the schedule.")
-        self.check(recipe)
-        run = Run(self, recipe, knobs, text, twins=(kin.first(knobs, schedule),))
+        if 1 + len(twins) > (most := self.most_together(recipe)):
+            raise SettingsError(f"{1 + len(twins)} runs of this size cannot be trained together here. Take {most}.")
+        base = kin.first(knobs, schedule)
+        run = Run(self, recipe, knobs, text, twins=(base, *kin.together(recipe, knobs, twins)[1:]))
         with self._lock:
             self._runs[run.token] = run
         return run
@@ -272,6 +290,8 @@ class Host:
             self._keeper.start()
             atexit.register(self.shutdown)
         living = [worker for worker in self._workers if worker.alive]
+        if self._must_wait(living):
+            return
         if len(living) < self._num_workers and self._spare is not None:
             living.append(self._spare)
             self._spare = None
@@ -279,6 +299,18 @@ class Host:
         if missing:
             self._started = time.monotonic()
         self._workers = living + [WorkerProcess(self._engine) for _ in range(missing)]
+
+    def _must_wait(self, living: list[WorkerProcess]) -> bool:
+        """Where workers die before they are up, the next is started later and later: whatever is wrong with this
+        machine, starting processes as fast as it can would make it worse."""
+        if any(worker.devices for worker in living):
+            self._stillborn = 0
+        if len(living) == len(self._workers) or any(worker.devices for worker in self._workers):
+            return False
+        if self._not_before <= self._started:
+            self._stillborn += 1
+            self._not_before = time.monotonic() + min(2.0**self._stillborn, LONGEST_WAIT)
+        return time.monotonic() < self._not_before
 
     def _keep_order(self) -> None:
         tick = min(TICK, self.limits.pause_after / 4 or TICK, self.limits.save_every or TICK)

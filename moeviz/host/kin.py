@@ -130,6 +130,21 @@ def first(knobs: Knobs, schedule: Sequence[tuple[int, Knobs]] = ()) -> Kin:
     )
 
 
+def together(recipe: Recipe, knobs: Knobs, changes: Sequence[Mapping[str, Any]]) -> tuple[Kin, ...]:
+    """The base of a new run, and twins from the start with these changes.
+
+    Raises:
+        SettingsError: some are impossible.
+    """
+    for own in changes:
+        check_changes(recipe, knobs, own)
+    others = [
+        Kin(number, number, 0, 0, dict(own), {0: changed(recipe, knobs, own)[0]})
+        for number, own in enumerate(changes, start=1)
+    ]
+    return first(knobs), *others
+
+
 def parting(
     parent: Kin,
     base: Kin,

@@ -105,6 +105,11 @@ class Twin:
         return self._block.lane(self._kin.lane).diverged
 
     @property
+    def ever_diverged(self) -> bool:
+        """Whether it ever stood still, even if it goes on by now: then steps are missing in its history."""
+        return self._block.lane(self._kin.lane).ever_failed
+
+    @property
     def parted(self) -> Parted | None:
         """The first step and token that it routed differently from the base."""
         return self._block.lane(self._kin.lane).parted

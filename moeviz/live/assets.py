@@ -18,6 +18,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 _IMPORTED = re.compile(rb' from "\./([\w.]+\.js)"')
+ENTRIES = ("main.js", "compare.js")  # of the Playground and of the page that compares
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".bin": "application/octet-stream"}
 
 
@@ -36,7 +37,7 @@ def _content() -> dict[str, bytes]:
 
 
 def _hash(content: dict[str, bytes]) -> str:
-    digest = hashlib.sha256(version("plotly").encode())
+    digest = hashlib.sha256(version("plotly").encode() + Path(__file__).with_name("bundle.py").read_bytes())
     for name, data in content.items():
         digest.update(name.encode() + data)
     return digest.hexdigest()[:12]
@@ -48,8 +49,11 @@ VERSION = _hash(_CONTENT)
 
 @cache
 def static() -> dict[str, Asset]:
-    """Every file of `static/` by name."""
-    return {name: _asset(name, _versioned(name, data)) for name, data in _CONTENT.items()}
+    """Every file of `static/` by name; those that a page begins with bring along all that they import."""
+    from moeviz.live import bundle
+
+    whole = {name: bundle.module(name).encode() for name in ENTRIES}
+    return {name: _asset(name, whole.get(name) or _versioned(name, data)) for name, data in _CONTENT.items()}
 
 
 @cache

@@ -1,8 +1,9 @@
-"""How do the browser's modules get into one file that opens without a server?
+"""How do the browser's modules get into one file?
 
-Browsers refuse to import modules from `file://`, so a page on a memory stick cannot have `import`. Here each module
-becomes a function of one plain script, in the order of their imports. What is understood is what our modules use,
-`import { a, b as c } from "./x.js"` and `export function | class | const`; anything else is an error, not a guess.
+A page asks for one file sooner than for forty that name each other. And browsers refuse to import modules from
+`file://`, so a page on a memory stick cannot have `import` at all. Here each module becomes a function of one script,
+in the order of their imports. What is understood is what our modules use, `import { a, b as c } from "./x.js"` and
+`export function | class | const`; anything else is an error, not a guess.
 """
 
 from __future__ import annotations
@@ -30,13 +31,25 @@ def script(entry: str) -> str:
     return "\n".join(['(() => {\n"use strict"\nconst modules = {}', *parts, "})()"])
 
 
-def _function(name: str, source: str) -> str:
+@cache
+def module(entry: str) -> str:
+    """The same as one module that exports what `entry` does.
+
+    Pages that have modules in common share them, and what these remember, as if each had been imported by name.
+    """
+    exported = ", ".join(found[1] for found in _EXPORT.findall(assets.text(entry)))
+    parts = [_function(name, assets.text(name), again="??=") for name in assets.modules(entry)]
+    shared = f'const modules = ((window.__moevizModules ??= {{}})["{assets.VERSION}"] ??= {{}})'
+    return "\n".join([shared, *parts, f'export const {{ {exported} }} = modules["{entry}"]'])
+
+
+def _function(name: str, source: str, again: str = "=") -> str:
     """One module as a function that is called at once and returns what the module exports."""
     exported = [found[1] for found in _EXPORT.findall(source)]
     body = _EXPORT.sub(r"\1 \2", _IMPORT.sub(_taken, source))
     if left := _LEFT_OVER.search(body):
         raise ValueError(f"{name} cannot go into a replay, because of: {left[0].strip()}")
-    return f'modules["{name}"] = (() => {{\n{body}\nreturn {{ {", ".join(exported)} }}\n}})()'
+    return f'modules["{name}"] {again} (() => {{\n{body}\nreturn {{ {", ".join(exported)} }}\n}})()'
 
 
 def _taken(found: re.Match[str]) -> str:

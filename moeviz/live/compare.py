@@ -39,7 +39,7 @@ def twin_charts(
         "token": token,
         "visit": visit,
         "known": known,
-        "modules": list(assets.modules("compare.js"))[::-1],
+        "module": "compare.js",
         "direct": {name: list(values) for name, values in (direct or {}).items()},
         "charts": charts.texts_of_twins()["charts"],
         "branch": on_branch is not None,

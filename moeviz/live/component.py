@@ -14,9 +14,8 @@ import streamlit as st
 from moeviz.live import assets, charts
 from moeviz.live.routes import prefix
 
-# Streamlit sends these lines again with every message, so they only fetch the modules, which the browser keeps. What
-# the modules will ask for is on its way before they are: one file after another would take four times there and back.
-# The first of `data.modules` is the one that draws.
+# Streamlit sends these lines again with every message, so they only fetch the module, which the browser keeps. What it
+# will ask for is on its way before it is: one file after another would take four times there and back.
 LOADER = """\
 function ask(rel, href, more) {
   const link = Object.assign(document.createElement("link"), { rel, href, ...more })
@@ -24,16 +23,14 @@ function ask(rel, href, more) {
 }
 export default function ({ data, parentElement, ...rest }) {
   window.__moevizAsked ??= {}
-  if (!window.__moevizAsked[data.modules[0]]) {
-    window.__moevizAsked[data.modules[0]] = true
-    const versioned = (name) => `${data.base}/${name}?v=${data.version}`
-    for (const name of data.modules) ask("modulepreload", versioned(name))
+  const versioned = (name) => `${data.base}/${name}?v=${data.version}`
+  const main = import(new URL(versioned(data.module), location.href))
+  if (!window.__moevizAsked[data.module]) {
+    window.__moevizAsked[data.module] = true
     ask("preload", versioned("style.css"), { as: "style" })
     if (data.fresh) ask("preload", versioned("start.bin"), { as: "fetch", crossOrigin: "anonymous" })
     ask("preload", versioned("../plotly.min.js"), { as: "script", fetchPriority: "low" })
   }
-  const address = new URL(`${data.base}/${data.modules[0]}?v=${data.version}`, location.href)
-  const main = import(address)
   main.then((m) => m.render({ data, parentElement, ...rest }))
   return () => main.then((m) => m.release(parentElement))
 }
@@ -73,7 +70,7 @@ def live_charts(
         "token": token,
         "visit": visit,
         "known": known,
-        "modules": list(assets.modules("main.js"))[::-1],
+        "module": "main.js",
         "recorded": (recorded := "start.bin" in assets.static()),
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},

@@ -31,11 +31,11 @@ MAX_UPLOAD_MB = 5
 
 
 def sidebar(page: str, whose: str = "") -> session.Visitor:
-    """Draw all controls on a page; `whose` says what they set. Returns the visitor with the settings they now have."""
+    """Draw all controls on a page; `whose` says whose they are. Returns the visitor with the settings they now have."""
     me = session.take_controls(page)
     with st.sidebar:
         if whose:
-            st.caption(f"These are the settings of **{whose}**. Twins follow them in all but their own change.")
+            st.caption(whose)
         _preset(me.knobs)
         _gating()
         # Sliders come and go in two of these. Containers keep them from shifting what follows, so "More" stays open.

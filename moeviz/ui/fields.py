@@ -109,7 +109,7 @@ def from_link(parameters: Mapping[str, str]) -> tuple[Recipe, Knobs, list[str]]:
     except SettingsError:
         recipe, knobs, refused = _what_can_be_had(asked, recipe, knobs)
         refusals += refused
-    knobs, moved = _to_stops(knobs)
+    knobs, moved = to_stops(knobs)
     knobs, settled = settle(recipe, knobs)
     return recipe, knobs, [f"In the address: {plain(refusal)}" for refusal in refusals] + moved + settled
 
@@ -197,7 +197,8 @@ def _what_can_be_had(asked: dict[str, str], recipe: Recipe, knobs: Knobs) -> tup
     return recipe, knobs, [*refusals.values(), *(rest if more > 0 else [])]
 
 
-def _to_stops(knobs: Knobs) -> tuple[Knobs, list[str]]:
+def to_stops(knobs: Knobs) -> tuple[Knobs, list[str]]:
+    """Knobs as the page's sliders can show them, and a sentence for each that had to move."""
     notices, nearest = [], {}
     for name, stops in STOPS.items():
         value = getattr(knobs, name)

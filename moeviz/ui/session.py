@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
+from moeviz.figures.dot import Dot
 from moeviz.host import Check, Run
+from moeviz.host.sweeping import SweepRun
 from moeviz.live.visitor import COOKIE
-from moeviz.ui import fields
+from moeviz.sweep import Sweep
+from moeviz.ui import dots, fields
 from moeviz.ui.hosting import host
 
 KEY = "moeviz"
@@ -49,6 +55,10 @@ class Visitor:
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
     check: Check | None = None  # of somebody's receipt, under way or done
+    sweep: SweepRun | None = None  # the newest
+    dots: dict[tuple[str | int, ...], Dot] = field(default_factory=dict)  # of runs that rested, the oldest first
+    dot: str = ""  # the one that is looked at
+    to_play: bool = False  # whether the next drawing is that of the Playground
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 
@@ -190,7 +200,9 @@ def _arrive_at(me: Visitor, page: str) -> None:
         choose(**fields.values_of(me.recipe, me.knobs))
         st.session_state["speed"] = me.speed
         me.page = page
-        st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
+        # Controls that have been drawn on this page before write into the address themselves, and nobody else may.
+        with suppress(StreamlitAPIException):
+            st.query_params.update(fields.to_link(me.recipe, me.knobs) | {"speed": me.speed})
         st.rerun()
     me.page = page
 
@@ -237,6 +249,11 @@ def choose(**values: Any) -> None:
 def value(name: str) -> Any:
     """What a control holds."""
     return st.session_state[name]
+
+
+def value_or(name: str, otherwise: Any) -> Any:
+    """What a control holds, or something else where it has not been drawn."""
+    return st.session_state.get(name, otherwise)
 
 
 def show_in_menu(name: str, shown: Any) -> None:
@@ -308,6 +325,12 @@ def branched(charts: str = CHARTS) -> None:
         visitor().branching = asked["step"], asked["twin"]
 
 
+def go_to(page: str) -> None:
+    """Draw another page. Its controls write the settings into the address, where Streamlit lets nobody else."""
+    kept = {name: text for name, text in st.query_params.to_dict().items() if name in ("run", "twins")}
+    st.switch_page(page, query_params=kept)
+
+
 def twins_in_address(run: Run) -> None:
     """Have the address say which twins there are, so that copying it shares them. Those from the past are shared as
     twins from the start: whoever opens the link has no past."""
@@ -328,6 +351,7 @@ def run() -> Run:
         run = host().create(me.recipe, me.knobs, me.text)
         me.token = run.token
     elif run.recipe != me.recipe or me.stale_text:
+        dots.take_in(me.dots, run, ends=True)
         run.rebuild(me.recipe, me.knobs, me.text)
     else:
         run.set_knobs(me.knobs)
@@ -342,7 +366,51 @@ def run() -> Run:
     twins_in_address(run)
     run.set_speed(SPEEDS[me.speed])
     run.touch()
+    dots.take_in(me.dots, run)
     return run
+
+
+def there() -> Run | None:
+    """The visitor's run as it is, if there is one. It is neither brought in line nor looked at, so it may be held."""
+    me = visitor()
+    return host().get(me.token) if host().is_near(me.token) else None
+
+
+def start_sweep(planned: Sweep) -> None:
+    """Begin a sweep in place of the one there was, whose finished cells stay on the map."""
+    me = visitor()
+    try:
+        # Only the text task learns a text, and the one that the visitor brought belongs to it.
+        begun = SweepRun(host(), planned, me.text if planned.recipe.task == "text" else None)
+    except SettingsError as refusal:
+        me.notices.append(str(refusal))
+        return
+    if me.sweep is not None:
+        me.sweep.cancel()
+    me.sweep = begun
+
+
+def open_settings(recipe: Recipe, knobs: Knobs) -> None:
+    """Have the Playground show these settings; values between a slider's stops move to the nearest stop."""
+    me = visitor()
+    knobs, moved = fields.to_stops(knobs)
+    me.notices += moved
+    choose(**fields.values_of(recipe, knobs))
+    me.to_play = True
+
+
+def show_dot(menu: str, offered: Collection[str]) -> None:
+    """Have a menu name the dot that was clicked, before it is drawn."""
+    st.session_state[menu] = visitor().dot if visitor().dot in offered else None
+
+
+def picked(chart: str) -> None:
+    """A dot of the map was clicked, or chosen in the menu below it."""
+    held = st.session_state[chart]
+    if isinstance(held, str):
+        visitor().dot = held
+    elif points := held.selection.points:
+        visitor().dot = str(points[0]["customdata"][0])
 
 
 def _show(me: Visitor) -> None:

@@ -8,7 +8,7 @@ import streamlit as st
 
 from moeviz.config import SettingsError
 from moeviz.host import Run
-from moeviz.ui import downloads, receipts, session
+from moeviz.ui import dots, downloads, receipts, session
 
 OPEN_SECONDS = 5.0  # a run that was looked at so recently is on a screen
 
@@ -126,6 +126,7 @@ def _toggle(run: Run, shown_playing: bool) -> None:
 
 
 def _reset(run: Run) -> None:
+    dots.take_in(session.visitor().dots, run, ends=True)
     run.reset()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from typing import Protocol
 
-WIDTH, ROW, LEFT, RIGHT = 640, 22, 12, 96
+WIDTH, ROW, LEFT, RIGHT = 150, 11, 4, 14
+INK = "#7d8590"  # readable on light and on dark: a picture does not know the page's theme
 
 
 class Twin(Protocol):
@@ -21,7 +23,7 @@ class Twin(Protocol):
 
 
 def drawn(twins: Sequence[Twin], step: int) -> str:
-    """The branches of a run at `step` as an SVG picture; empty where nobody parted later than the start.
+    """The branches of a run at `step` as a picture in Markdown; empty where nobody parted later than the start.
 
     A line for each twin, from where it parted to now; its parent is where the line begins.
     """
@@ -42,16 +44,19 @@ def drawn(twins: Sequence[Twin], step: int) -> str:
         if twin.parent in places:
             lines.append(f"M{start:.1f} {y(twin.parent):.1f}V{row:.1f}")
         lines.append(f"M{start:.1f} {row:.1f}H{x(span):.1f}")
-        since = f", from step {twin.since:,}" if twin.since else ""
-        words.append(f'<text x="{x(span) + 8:.1f}" y="{row + 4:.1f}">{escape(twin.name)}{since}</text>')
-    told = "; ".join(
-        f"{twin.name} parted from {next((other.name for other in twins if other.id == twin.parent), 'A')} "
-        f"at step {twin.since}"
-        for twin in twins
-        if twin.since
+        words.append(f'<text x="{x(span) + 4:.1f}" y="{row + 4:.1f}">{escape(twin.name)}</text>')
+    height = ROW * len(twins) + 4
+    picture = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="11" fill="{INK}">'
+        f'<path d="{"".join(lines)}" fill="none" stroke="{INK}" stroke-width="1.5"/>{"".join(words)}</svg>'
     )
-    return (
-        f'<svg role="img" aria-label="{escape(told)}" viewBox="0 0 {WIDTH} {ROW * len(twins) + 6}" '
-        f'style="width:100%;max-width:{WIDTH}px;height:auto;font:13px sans-serif" fill="currentColor">'
-        f'<path d="{"".join(lines)}" fill="none" stroke="currentColor" stroke-width="1.5"/>{"".join(words)}</svg>'
+    return f"![{_told(twins)}](data:image/svg+xml;base64,{b64encode(picture.encode()).decode()})"
+
+
+def _told(twins: Sequence[Twin]) -> str:
+    names = {twin.id: twin.name for twin in twins}
+    parted = (
+        f"{twin.name} parted from {names.get(twin.parent, 'A')} at step {twin.since}" for twin in twins if twin.since
     )
+    return "; ".join(parted)

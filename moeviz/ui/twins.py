@@ -14,7 +14,7 @@ import streamlit as st
 from moeviz import sweep
 from moeviz.config import KNOB_FIELDS, LOSS_WEIGHTS, Knobs, Recipe, SettingsError, balancing_fields, divisors, show
 from moeviz.host import MOST_TWINS, Run, Twin, check_changes
-from moeviz.ui import fields, session
+from moeviz.ui import dots, fields, session, tree
 
 # The famous ones first; everything a twin may differ in.
 FIRST = ("balancing", "gating", "u", "alpha", "groups_kept", "num_groups", "token_dropping", "capacity_factor", "top_k")
@@ -51,6 +51,8 @@ def shelf(run: Run) -> None:
             on_change=_lock,
             help="Locked, a twin differs from A in one setting, so that whatever parts them has one cause.",
         )
+        if drawn := tree.drawn(run.twins, run.state().step):
+            st.markdown(drawn, width="content")
 
 
 def branch(run: Run) -> None:
@@ -66,8 +68,8 @@ def branch(run: Run) -> None:
             f"and past; from then on one thing is different."
         )
         with st.container(horizontal=True, vertical_alignment="bottom"):
-            changes = _choice(run, f"branch_{step}_{number}", {}, unchanged=True)
-            st.button("Branch", key="branch_now", type="primary", on_click=_branch, args=(run, changes, number, step))
+            _choice(run, f"branch_{step}_{number}", {}, unchanged=True)
+            st.button("Branch", key="branch_now", type="primary", on_click=_branch, args=(run, number, step))
             st.button("Cancel", key="branch_not", on_click=_forget_branch)
 
 
@@ -87,23 +89,21 @@ def _card(run: Run, twin: Twin) -> None:
     with st.popover(f"**{twin.name}** {said}", help="Change what tells it apart, or remove it.", key=f"twin_{twin.id}"):
         if twin.since:
             st.caption(f"Parted at step {twin.since:,}.")
-        changes = _choice(run, f"twin_{twin.id}", twin.changes)
+        _choice(run, f"twin_{twin.id}", twin.changes)
         with st.container(horizontal=True):
-            st.button(
-                "Change", key=f"twin_{twin.id}_change", type="primary", on_click=_change, args=(run, twin, changes)
-            )
+            st.button("Change", key=f"twin_{twin.id}_change", type="primary", on_click=_change, args=(run, twin))
             st.button(
                 "Remove", key=f"twin_{twin.id}_remove", icon=":material/close:", on_click=_remove, args=(run, twin.id)
             )
 
 
 def _add(run: Run) -> None:
-    changes = _choice(run, "twin_new", {})
-    st.button("Add twin", key="twin_new_add", type="primary", on_click=_join, args=(run, changes))
+    _choice(run, "twin_new", {})
+    st.button("Add twin", key="twin_new_add", type="primary", on_click=_join, args=(run,))
 
 
-def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) -> dict[str, Any]:
-    """A setting and a value for it: what a twin is to differ in."""
+def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) -> None:
+    """A menu of settings and one of values: what a twin is to differ in."""
     nothing = ("",) if unchanged else ()
     options = (*nothing, *(name for name in SETTINGS if len(values(name, run.recipe, run.knobs)) > 1))
     usual = "balancing" if not run.knobs.losses and run.knobs.bias_rule == "none" else "u"
@@ -116,12 +116,12 @@ def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) ->
         format_func=lambda name: title(name) if name else "nothing: the same again",
     )
     if not name:
-        return {}
+        return
     offered, base = values(name, run.recipe, run.knobs), _of(run.knobs, name)
     taken = [twin.changes[name] for twin in run.twins if name in twin.changes]
     value = now.get(name, contrast(name, run.recipe, run.knobs, taken))
     labels = fields.LABELS.get(name, {})
-    picked = st.selectbox(
+    st.selectbox(
         "Its value",
         offered,
         offered.index(value) if value in offered else 0,
@@ -130,7 +130,12 @@ def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) ->
     )
     if why := needless(name, run.recipe, run.knobs):
         st.caption(f"It would change nothing: {why}")
-    return {name: picked}
+
+
+def _chosen(run: Run, key: str) -> dict[str, Any]:
+    """What the two menus say now: whoever chooses and clicks at once is quicker than the page is drawn."""
+    name = session.value(f"{key}_setting")
+    return {name: session.value_or(f"{key}_{name}_value", contrast(name, run.recipe, run.knobs))} if name else {}
 
 
 def values(name: str, recipe: Recipe, knobs: Knobs) -> list[Any]:
@@ -197,11 +202,12 @@ def _trying(act: Any) -> bool:
     return True
 
 
-def _join(run: Run, changes: dict[str, Any]) -> None:
-    _trying(lambda: run.add_twin(changes))
+def _join(run: Run) -> None:
+    _trying(lambda: run.add_twin(_chosen(run, "twin_new")))
 
 
-def _change(run: Run, twin: Twin, changes: dict[str, Any]) -> None:
+def _change(run: Run, twin: Twin) -> None:
+    changes = _chosen(run, f"twin_{twin.id}")
     wanted = merged(twin.changes, changes)
     if session.visitor().locked and len(wanted) > 1 and wanted.keys() != twin.changes.keys():
         before, new = (" and ".join(map(title, own)) for own in (twin.changes, changes))
@@ -222,6 +228,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove(run: Run, number: int) -> None:
+    dots.take_in(session.visitor().dots, run, ends=True)
     _trying(lambda: run.remove_twin(number))
 
 
@@ -230,7 +237,8 @@ def _alone(run: Run) -> None:
         _remove(run, twin.id)
 
 
-def _branch(run: Run, changes: dict[str, Any], parent: int, step: int) -> None:
+def _branch(run: Run, parent: int, step: int) -> None:
+    changes = _chosen(run, f"branch_{step}_{parent}")
     inherited = next((twin.changes for twin in run.twins if twin.id == parent), {})
     if _trying(lambda: run.add_twin(merged(inherited, changes), parent, step)):
         _forget_branch()

@@ -113,7 +113,6 @@ class Compare {
   // Another run: forget everything about the last one.
   #follow(token) {
     this.token = token;
-    nameInAddress(token);
     this.lanes = new Lanes();
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
     this.pulling.stop();
@@ -146,6 +145,7 @@ class Compare {
   }
 
   async #receive(buffer) {
+    nameInAddress(this.token); // again and again: Streamlit writes addresses of its own
     await this.ready; // a chart made before the styles would have the wrong size
     const { lanes } = this;
     const before = lanes.epoch;

@@ -122,7 +122,6 @@ class Live {
   // Another run: forget everything about the last one.
   #follow(token) {
     this.token = token;
-    nameInAddress(token);
     this.store = new Store(1, 16);
     this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
     this.truth = null; // {serial, told, identities, measured: serial of the numbers, at: when they came}
@@ -183,6 +182,7 @@ class Live {
   }
 
   async #receive(buffer) {
+    nameInAddress(this.token); // again and again: Streamlit writes addresses of its own
     // A slider was written meanwhile, and that answer was newer.
     if (this.writesBefore === this.writes) await this.#show(buffer);
     this.heard();

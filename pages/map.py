@@ -1,0 +1,21 @@
+"""Which of my runs is balanced, and what did it cost?"""
+
+from moeviz.ui import chart_of_runs, controls, dots, session, transport
+
+me = controls.sidebar("map")
+if me.to_play:
+    me.to_play = False
+    session.go_to("pages/playground.py")
+if run := session.there():
+    dots.take_in(me.dots, run)
+if me.sweep is not None:
+    dots.take_in_cells(me.dots, me.sweep.sweep, me.sweep.results)
+
+transport.sentences()
+chart_of_runs.still_going()
+found = list(me.dots.values())
+if found:
+    chart_of_runs.drawn(found)
+    chart_of_runs.differences(found)
+else:
+    chart_of_runs.empty()
