@@ -175,13 +175,14 @@ def test_a_history_that_is_thinned_still_has_every_change(quick):
 
 def test_too_many_changes_are_said_and_not_guessed(quick):
     run = quick.create(Recipe(), replace(QUICK, alpha=0.0))
+    wait_until(lambda: len(rows_of(run)))
     for number in range(MOST_TURNS + 1):
         run.set_knobs(replace(QUICK, alpha=0.0, top_k=1 + number % 2))
         run.step()
         wait_until(lambda number=number: run.state().step == number + 1)
     with pytest.raises(SettingsError, match=f"changed more than {MOST_TURNS} times"):
         run.receipt()
-    assert run.receipt(until=MOST_TURNS - 1).steps == MOST_TURNS - 1
+    assert len(run.receipt(until=MOST_TURNS - 2).schedule) == MOST_TURNS - 2
     run.reset()
     run_to(run, 2)
     assert run.receipt().schedule == ()
@@ -254,6 +255,11 @@ def test_a_run_that_went_on_after_a_divergence_has_none(quick):
     with pytest.raises(SettingsError, match="diverged before step 11"):
         run.receipt()
     assert run.receipt(until=10).steps == 10
+    earlier, later = run.add_twin({"top_k": 4}, since=5), run.add_twin({"top_k": 4}, since=11)
+    to_step(run, 14)
+    assert schedule_of(run.receipt(earlier)) == [(6, {"top_k": "4"})]
+    with pytest.raises(SettingsError, match="diverged before step 11"):
+        run.receipt(later)
     run.close()
 
 
