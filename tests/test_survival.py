@@ -194,6 +194,20 @@ def test_workers_that_cannot_start_are_not_started_without_end(capfd: pytest.Cap
     assert "there_is_no_such_engine" in capfd.readouterr().err
 
 
+def test_a_run_put_aside_while_it_trains_has_no_gap() -> None:
+    with hosting(1) as host:
+        for seed in range(5):
+            run = host.create(Recipe(seed=seed), STEADY)
+            run.play()
+            wait_until(lambda run=run, seed=seed: run.state().step > 15 + seed)
+            token = run.token
+            run.put_aside()
+            again = host.get(token)
+            again.pause()
+            rows = run_to(again, again.state().step + 5)
+            assert rows["step"].tolist() == list(range(len(rows)))
+
+
 def test_a_damaged_checkpoint_is_a_sentence_and_no_crash() -> None:
     with hosting(1) as host:
         run = host.create(Recipe(), QUICK)

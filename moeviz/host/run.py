@@ -43,6 +43,7 @@ LOST = f"{ENDED}, {{}} times at the same step. Restart begins again from step 0;
 MOST_DEATHS = 3  # of workers, at the same step of the same run, before it is given up
 MOST_TWINS = 4  # that a visitor may add to
 NOTICE_SECONDS = 30.0
+SAVING_SECONDS = 0.5  # that a run is waited for which is put aside in the middle of its training
 
 
 def waiting(ahead: int) -> str:
@@ -639,10 +640,20 @@ class Run:
             if not self._closed:
                 self._send("close", keep)
                 if keep:
+                    self._await_saving()
                     self.keep()
                 self._closed = True
                 self._asked.memory.close()
         self._host.forget(self)
+
+    def _await_saving(self) -> None:
+        """Its worker may make one more step before it hears, and saves that: the history must have it too."""
+        asked, deadline = self._asked, time.monotonic() + SAVING_SECONDS
+        while asked.worker is not None and asked.worker.alive and time.monotonic() < deadline:
+            told = asked.block.told()
+            if asked.block.step == 0 or told.saved == asked.block.step or told.unsaved or told.status != "ready":
+                return
+            time.sleep(0.002)
 
     def _say(self, notice: str) -> None:
         self._notice, self._notice_until = notice, time.monotonic() + NOTICE_SECONDS
