@@ -427,11 +427,11 @@ def test_every_panel_shows_the_moment_that_is_chosen(new_page):
     _, rows = on_server(page)
     step = look(page, "step") - 12
     slide_to(page, step)
+    expect(page.get_by_text(f"Expert load at step {step}")).to_be_visible()
     for place, name in enumerate("AB"):
         index = np.flatnonzero(rows[name]["step"][:, 0] == step)[0]
         assert look(page, f"columns.get({place}).panels[0].now.loads") == rows[name]["load"][index].tolist()
         expect(head(page, name).locator("dd").nth(1)).to_have_text(f"{rows[name]['max_vio'][index, 0]:.2f}")
-    expect(page.get_by_text(f"Expert load at step {step}")).to_be_visible()
     share = rows["B"]["routed_differently"][np.flatnonzero(rows["B"]["step"][:, 0] == step)[0], 0]
     read = plot(page, "routed").locator(".readout").inner_text().splitlines()
     assert read[0] == f"step {step}"

@@ -61,6 +61,13 @@ def charts(at):
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
+def saved_as(at):
+    """In which formats the charts' buttons save them."""
+    told = [json.loads(chart.proto.config)["toImageButtonOptions"] for chart in at.get("plotly_chart")]
+    assert len({one["filename"] for one in told}) == len(told) > 0
+    return {one["format"] for one in told}
+
+
 def test_without_a_sweep_the_page_says_so_and_offers_one():
     at = open_sweep()
     assert not at.exception
@@ -152,7 +159,11 @@ def test_a_sweep_from_the_page_to_its_table_its_sentences_and_the_map():
     assert "wins" not in words
     assert {button.key for button in at.get("download_button")} == {"sweep_parquet", "sweep_csv"}
     assert len(visitor(at).dots) == 6
+    assert saved_as(at) == {"png"}
+    at.segmented_control(key="chart_format").set_value("svg").run()
+    assert saved_as(at) == {"svg"}
     at.switch_page("pages/map.py").run()
+    assert saved_as(at) == {"svg"}, "the choice goes along"
     assert not at.exception
     told = visitor(at).dots
     [trace] = charts(at)[0]["data"]

@@ -37,7 +37,13 @@ TITLES = {
     "dead_experts": "dead experts",
 }
 TEXT = 13  # pixels
-CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
+FORMATS = ("png", "svg")
+
+
+def config(name: str, form: str) -> dict[str, Any]:
+    """What Plotly is told beside the figure: one button, which saves it under a name."""
+    picture = {"format": form, "filename": f"moeviz-{name}", "scale": 2 if form == "png" else 1}
+    return {"displaylogo": False, "modeBarButtons": [["toImage"]], "toImageButtonOptions": picture}
 
 
 def styled(figure: go.Figure, height: int, **layout: Any) -> go.Figure:

@@ -9,7 +9,7 @@ import streamlit as st
 from moeviz import paired
 from moeviz.figures import forest, run_map, theme
 from moeviz.figures.dot import Dot
-from moeviz.ui import dots, session, sweeps
+from moeviz.ui import dots, saving, session, sweeps
 
 VIEWS = {"eval_loss": "Held-out loss", "specialisation": "Specialisation"}
 
@@ -47,13 +47,14 @@ def drawn(found: Sequence[Dot]) -> None:
         key="map",
         on_select=lambda: session.picked("map"),
         selection_mode="points",
-        config=theme.CONFIG,
+        config=saving.config("map"),
         alt="Every finished run as a dot, MaxVio against held-out loss. The menu below lists the same runs.",
     )
     st.caption(
         "Left is balanced, low is a good fit. The larger a dot, the more its experts specialise. Held-out "
         "loss and specialisation are of the newest evaluation, MaxVio is the mean of the last 20 % of steps."
     )
+    saving.choice()
     _reopen({run_map.key_of(dot): dot for dot in reversed(found)})
 
 
@@ -99,7 +100,7 @@ def differences(found: Sequence[Dot]) -> None:
         column.plotly_chart(
             forest.figure(name, rows, "the chosen setting"),
             key=f"map_forest_{name}",
-            config=theme.CONFIG | {"displayModeBar": False},
+            config=saving.config(f"differences-{name}"),
             alt=f"Differences in {theme.TITLES[name]}; the sentences below say the same.",
         )
     for name in paired.FIGURES:

@@ -20,7 +20,7 @@ from moeviz.figures import forest, small, theme
 from moeviz.host.sweeping import SweepRun, check_steps
 from moeviz.snapshot import EVAL_EVERY
 from moeviz.sweep import Result, Sweep
-from moeviz.ui import dots, fields, session, twins
+from moeviz.ui import dots, fields, saving, session, twins
 
 EVERY = 1.0  # seconds between two looks
 SEEDS = {1: "1 seed", 3: "3 seeds", 5: "5 seeds"}
@@ -212,7 +212,7 @@ def _panels(sweep_run: SweepRun) -> None:
             column.plotly_chart(
                 small.panel(label, own, shared, ", ".join(notes.get(value, []))),
                 key=f"small_{begin}_{value}",
-                config=theme.CONFIG | {"displayModeBar": False},
+                config=saving.config(f"sweep-{label}"),
                 alt=f"MaxVio and task loss of {label} over steps, a line for each seed.",
             )
     if rows:
@@ -239,6 +239,7 @@ def results(sweep_run: SweepRun) -> None:
         },
     )
     _files(swept, found)
+    saving.choice()
     _differences(swept, found)
 
 
@@ -275,7 +276,7 @@ def _differences(swept: Sweep, found: Sequence[Result]) -> None:
         column.plotly_chart(
             forest.figure(name, rows, swept.label(base)),
             key=f"forest_{name}",
-            config=theme.CONFIG | {"displayModeBar": False},
+            config=saving.config(f"differences-{name}"),
             alt=f"Differences in {theme.TITLES[name]} to {swept.label(base)}; the sentences below say the same.",
         )
     st.caption(f"Dots: mean differences. Bars: {paired.INTERVAL}s over seeds. Open dots: cannot be told apart from 0.")
