@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
@@ -18,7 +17,6 @@ from moeviz.config import SettingsError
 from moeviz.host import Host, Limits
 
 MANY_FILES = 16_384
-SWITCH_SECONDS = 0.0005
 
 
 @cache
@@ -45,9 +43,6 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
     # another page than the first on a fresh server would get that one without the frame.
     PagesManager.uses_pages_directory = False
     _allow_many_files()
-    # Threads take turns: an answer to a browser changes threads several times, and would wait 5 ms at each change for a
-    # page's script that is running.
-    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays for good: later collections need not look at it again
     print(_greeting(), flush=True)
