@@ -17,15 +17,19 @@ def choice() -> None:
     st.segmented_control(
         "Save charts as",
         theme.FORMATS,
-        default=theme.FORMATS[0],
+        default=session.visitor().chart_format,
         key=KEY,
         format_func=str.upper,
         required=True,
-        persist_state="session",
+        on_change=_remember,
         help="The camera in the corner of each chart saves it.",
     )
 
 
 def config(name: str) -> dict[str, Any]:
     """What Plotly is told for a figure whose file is to have this name."""
-    return theme.config(name, session.value_or(KEY, theme.FORMATS[0]) or theme.FORMATS[0])
+    return theme.config(name, session.visitor().chart_format)
+
+
+def _remember() -> None:
+    session.visitor().chart_format = session.value(KEY)

@@ -50,6 +50,7 @@ class Visitor:
     whisper: str = ""  # to be said once, in passing
     offer: str = ""  # token of an earlier run of this browser
     menus: dict[str, tuple[Any, float]] = field(default_factory=dict)  # what a menu showed until when
+    chart_format: str = "png"  # that figures are saved in
     page: str = ""  # whose controls were drawn last
     speed: str = USUAL_SPEED
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
