@@ -6,10 +6,12 @@ The rooms and their one direction are those of `docs`: settings and snapshots at
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,16 @@ def test_importing_the_page_or_the_host_or_the_command_line_does_not_import_torc
         if any(within(module, room) for room in WITHOUT_TORCH) and (way := way_to_torch(module, set()))
     ]
     assert not offenders, "\n".join(offenders)
+
+
+def test_what_is_imported_is_required():
+    """By name, and not because a package that is required, or one that only tests need, happens to bring it along."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    required = {re.split(r"[<>=~!\[;]", line)[0].strip().lower() for line in lines if line and line[0] != "#"}
+    providers = packages_distributions()
+    foreign = {found.name.split(".")[0] for found in all_imports()} - set(sys.stdlib_module_names) - {"moeviz"}
+    missing = {name for name in foreign if not required & {dist.lower() for dist in providers.get(name, [])}}
+    assert not missing, f"requirements.txt lacks {', '.join(sorted(missing))}"
 
 
 def test_settings_snapshots_and_the_wire_format_load_neither_torch_nor_streamlit_nor_plotly():
