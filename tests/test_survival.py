@@ -535,6 +535,34 @@ def test_many_who_ask_for_one_run_get_one() -> None:
         assert found[0] is not None
 
 
+def test_a_run_that_is_just_being_put_aside_is_taken_up_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its closing and the moment when the host lets go of it, somebody asks for it."""
+    with hosting(1) as host:
+        run = host.create(Recipe(), QUICK)
+        run_to(run, 5)
+        with monkeypatch.context() as patched:
+            patched.setattr(host, "forget", lambda run: None)
+            run.put_aside()
+        again = host.get(run.token)
+        assert again is not None
+        assert again is not run
+        host.forget(run)
+        assert host.get(run.token) is again
+        assert host._admitted.keys() == {run.token}, "the places are those of the run that was taken up"
+        run_to(again, 9)
+
+
+def test_a_run_that_is_just_being_given_up_is_not_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hosting(1) as host:
+        run = host.create(Recipe(), QUICK)
+        run_to(run, 5)
+        run.keep()
+        with monkeypatch.context() as patched:
+            patched.setattr(host, "forget", lambda run: None)
+            run.close()
+        assert host.get(run.token) is None
+
+
 def test_a_run_outlasts_its_server(tmp_path: Path) -> None:
     with hosting(1, data=str(tmp_path)) as host:
         run = host.create(Recipe(seed=9), QUICK, b"some text")

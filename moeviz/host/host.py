@@ -159,15 +159,15 @@ class Host:
 
     def get(self, token: str) -> Run | None:
         """The run with this token, taken up from the vault if it was put aside; None if there is none (any more)."""
-        run = self._runs.get(token)
+        run = self._open(token)
         if run is not None or not token or self._closing.is_set():
             return run
         with self._reviving:
-            return self._runs.get(token) or self._revive(token)
+            return self._open(token) or self._revive(token)
 
     def is_near(self, token: str) -> bool:
         """Whether `get` has an answer without reading files."""
-        return token in self._runs
+        return self._open(token) is not None
 
     def runs_of(self, visitor: str) -> list[Found]:
         """What a visitor has here, the newest first; runs without a step are not worth a word."""
@@ -246,9 +246,15 @@ class Host:
         with self._lock:
             if self._runs.get(run.token) is run:
                 del self._runs[run.token]
-            for places in (self._assigned, self._admitted, self._waiting):
-                places.pop(run.token, None)
+            if run.token not in self._runs:  # else it has been taken up again since, and the places are that one's
+                for places in (self._assigned, self._admitted, self._waiting):
+                    places.pop(run.token, None)
         self._let_in()
+
+    def _open(self, token: str) -> Run | None:
+        """The run with this token, unless it is just being put aside or given up."""
+        run = self._runs.get(token)
+        return None if run is None or run.closed else run
 
     def _revive(self, token: str) -> Run | None:
         try:

@@ -177,6 +177,11 @@ class Run:
         self._begin(play=saved.playing if saved else False, saved=saved)
 
     @property
+    def closed(self) -> bool:
+        """Whether it was put aside or given up: this handle is of no more use."""
+        return self._closed
+
+    @property
     def rests(self) -> bool:
         """Whether it trains no further for now."""
         return self._held or not self._asked.block.told().playing
@@ -554,7 +559,6 @@ class Run:
     def close(self) -> None:
         """Give the run up for good: it trains no further, `Host.get` no longer finds it, its files go."""
         self._leave(keep=False)
-        self._host.vault.forget(self.token)
 
     def abandon(self) -> None:
         """Nobody will look at it again: it is put aside soon. (At once would answer a pull under way with an error.)"""
@@ -642,7 +646,9 @@ class Run:
                 if keep:
                     self._await_saving()
                     self.keep()
-                self._closed = True
+                else:
+                    self._host.vault.forget(self.token)
+                self._closed = True  # from here on `Host.get` takes it up from what is kept
                 self._asked.memory.close()
         self._host.forget(self)
 
