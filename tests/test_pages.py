@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -327,6 +330,30 @@ def test_the_formulas_page_shows_the_very_code_that_runs():
     shown = [block.value for block in at.code]
     for function in (routing.route, routing.limit_to_groups, balance.sign_rule, metrics.max_vio):
         assert inspect.getsource(function).strip() in shown
+
+
+def let_others_in(*_):
+    time.sleep(0.0001)
+
+
+def test_code_is_read_in_many_threads_while_python_tidies_up():
+    """A collection in the middle lets other threads in; ast.parse of Python 3.11 then counts their depth as its own."""
+    before = gc.get_threshold()
+    gc.set_threshold(20)
+    gc.callbacks.append(let_others_in)
+    names = [("routing", "route"), ("balance", "sign_rule"), ("metrics", "max_vio"), ("routing", "limit_to_groups")]
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            shown = list(threads.map(lambda name: source.of.__wrapped__(*name), names * 8))
+    finally:
+        gc.callbacks.remove(let_others_in)
+        gc.set_threshold(*before)
+    assert shown == [source.of(*name) for name in names] * 8
+
+
+def test_scripts_are_not_taken_apart_for_magic():
+    text = (Path(__file__).parent.parent / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(text)["runner"]["magicEnabled"] is False
 
 
 def test_a_name_without_code_is_an_error_and_not_an_empty_box():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import inspect
+import re
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import moeviz
 
 @cache
 def of(module: str, name: str) -> str:
-    """The source of a top-level function or class of `moeviz.<module>`.
+    """The source of a top-level function or class of `moeviz.<module>`, without its decorators.
+
+    Read as lines and tokens: `ast.parse` fails now and then where two threads parse at once (Python 3.11,
+    python/cpython#106905), and every visitor's script is a thread.
 
     Raises:
         LookupError: the module defines no such name.
     """
     text = (Path(moeviz.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
-        if getattr(node, "name", None) == name:
-            return ast.get_source_segment(text, node) or ""
-    raise LookupError(f"moeviz.{module} defines no {name}")
+    definition = re.search(rf"^(def|class) {re.escape(name)}\b", text, re.MULTILINE)
+    if not definition:
+        raise LookupError(f"moeviz.{module} defines no {name}")
+    return "".join(inspect.getblock(text[definition.start() :].splitlines(keepends=True))).rstrip()
