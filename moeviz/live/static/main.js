@@ -1,87 +1,49 @@
-// The entry: one `Live` per mounted component joins transport, store, view and charts.
+// The Playground's charts: one run, its numbers and what must hold of it; before it has steps, a recorded start.
 
-import { Agreement } from "./agree.js";
 import { biasChart } from "./bias_chart.js";
-import { Direct } from "./direct.js";
+import { ChartsPage, mounting } from "./charts_page.js";
 import { droppedChart } from "./dropped_chart.js";
 import { historyChart } from "./history_chart.js";
 import { LoadChart } from "./load_chart.js";
 import { lossChart } from "./loss_chart.js";
 import { maxVioChart } from "./max_vio_chart.js";
 import { Page } from "./page.js";
-import { loadStyles, nameInAddress, rememberVisit } from "./page_parts.js";
-import { loadPlotly } from "./plotly.js";
-import { freeKeysAfterPointer } from "./presenter.js";
-import { Puller } from "./pull.js";
+import { loadStyles, nameInAddress } from "./page_parts.js";
 import { StepChart } from "./step_chart.js";
 import { Store } from "./store.js";
-import { readTheme } from "./theme.js";
 import { View } from "./view.js";
 import { decode } from "./wire.js";
 
 const RECORDED = "Recorded start of the preset “No balancing”: press Run to train your own";
-const RELEASED = "This run was released because nobody was watching it.";
-
-const SPEAK_MS = 2000; // charts in words: current, but calm
 const HIDDEN_MS = 300; // longer than a frame
 const NUMBERS_MS = 5000; // age of the identities' numbers that nobody reads
 
-const instances = new Map();
 const firstEpochs = new Map(); // by token; outlives a visit to another page
 
-// Streamlit calls this again whenever the data or the theme changes.
-export function render(component) {
-  const { parentElement } = component;
-  freeKeysAfterPointer();
-  if (!instances.has(parentElement)) instances.set(parentElement, new Live(component));
-  instances.get(parentElement).update(component);
-}
-
-export function release(parentElement) {
-  instances.get(parentElement)?.dispose();
-  instances.delete(parentElement);
-}
-
-class Live {
+class Live extends ChartsPage {
   constructor({ parentElement, data }) {
+    super();
     this.view = new View(() => this.changed());
-    const branch = data.branch ? (step) => this.#branch(step) : null;
-    this.frame = new Page(parentElement, data.charts, this.view, branch);
+    this.frame = new Page(parentElement, data.charts, this.view, data.branch ? (step) => this.branch(step) : null);
     this.panels = [];
-    this.trouble = "";
-    this.failure = "";
-    this.drawn = 0;
-    this.drawMs = 0;
-    this.pulling = new Puller({
-      address: () => this.#address(),
-      receive: (buffer) => this.#receive(buffer),
-      trouble: (text, error) => this.#troubled(text, error),
-      gone: (text) => this.#gone(text),
-      alive: () => this.frame.root.isConnected,
-    });
-    this.agreement = new Agreement((change) => this.#tell(change));
-    this.direct = new Direct({
-      values: () => this.component.data.direct ?? {},
-      write: (knobs) => this.#write(knobs),
-    });
-    this.frame.truth.opened = () => this.pulling.wake();
+    this.twin = 0;
     this.writes = 0;
-    this.onPress = () => (this.held = true);
-    this.onRelease = () => {
-      this.held = false;
-      this.changed();
-    };
-    this.frame.grid.addEventListener("pointerdown", this.onPress, true);
-    for (const type of ["pointerup", "pointercancel"]) window.addEventListener(type, this.onRelease);
-    this.speaking = setInterval(() => this.panels.forEach((panel) => panel.speak()), SPEAK_MS);
-    this.ready = this.#begin(data);
     this.answered = new Promise((resolve) => (this.heard = resolve));
+    this.connect(data);
+    this.frame.truth.opened = () => this.pulling.wake();
+  }
+
+  get withAxes() {
+    return this.panels;
+  }
+
+  get face() {
+    return this.store;
   }
 
   // Styles, then the panels.
-  async #begin({ base, version }) {
+  async begin({ base, version }) {
     await loadStyles(this.frame.root, [`${base}/style.css?v=${version}`]);
-    this.shared = { Plotly: null, view: this.view, changed: () => this.changed() };
     const kinds = [historyChart(), biasChart(), maxVioChart(), lossChart(), droppedChart()];
     this.panels = [new LoadChart(this.frame.card("load"), this.shared)];
     for (const kind of kinds) this.panels.push(new StepChart(this.frame.card(kind.id), this.shared, kind));
@@ -89,70 +51,16 @@ class Live {
     this.frame.panels = this.panels;
   }
 
-  // Data, styles and Plotly.js are all on their way at once; the first two make a picture, the last its axes.
-  async update(component) {
-    this.component = component;
-    try {
-      if (component.data.token !== this.token) this.#follow(component.data.token);
-      const change = rememberVisit(component.data);
-      if (change) this.#tell(change);
-      this.pulling.start();
-      const recording = this.#fetchRecording();
-      await this.ready;
-      this.#wear();
-      await recording;
-      this.#drawNow();
-      await this.#dress();
-    } catch (error) {
-      this.#fail(error);
-    }
-  }
-
-  #tell(change) {
-    this.direct.hush();
-    this.component.setTriggerValue("changed", change);
-  }
-
-  // Go on from a past step as another twin: that is for Python to do.
-  #branch(step) {
-    this.direct.hush();
-    this.component.setTriggerValue("branch", { step, twin: 0 });
-  }
-
-  // Another run: forget everything about the last one.
-  #follow(token) {
-    this.token = token;
+  follow(token) {
+    super.follow(token);
     this.store = new Store(1, 16);
-    this.header = { epoch: -1, status: "starting", message: "", playing: false, version: -1 };
     this.truth = null; // {serial, told, identities, measured: serial of the numbers, at: when they came}
     this.recording = null;
     this.asked = null; // the recording, while it is on its way and after
-    this.pulling.stop();
-  }
-
-  #wear() {
-    const { root } = this.frame;
-    this.theme = readTheme(root);
-    root.dataset.theme = this.theme.dark ? "dark" : "light";
-    const same = JSON.stringify(this.theme);
-    if (this.wornAs === same) return;
-    this.wornAs = same;
-    for (const panel of this.panels) panel.wear(this.theme);
-  }
-
-  // The axes. Plotly.js keeps the browser busy for a second, which is spent after the first picture.
-  async #dress() {
-    const { base, version } = this.component.data;
-    if (!this.shared.Plotly) await this.#firstPicture();
-    this.shared.Plotly = await loadPlotly(`${base}/../plotly.min.js?v=${version}`);
-    if (this.dressedAs === this.wornAs || !this.frame.root.isConnected) return;
-    this.dressedAs = this.wornAs;
-    for (const panel of this.panels) await panel.dress();
-    this.changed();
   }
 
   // Resolves once something has been drawn and is on the screen, or the run's first answer brought nothing to draw.
-  async #firstPicture() {
+  async firstPicture() {
     if (!this.shown.count) await this.answered;
     await new Promise((resolve) => {
       requestAnimationFrame(() => setTimeout(resolve));
@@ -160,11 +68,11 @@ class Live {
     });
   }
 
-  #address() {
-    const base = new URL(`${this.component.data.base}/../run/${this.token}`, location.href);
-    base.search = new URLSearchParams(this.#known());
+  address() {
+    const address = this.addressOf();
+    address.search = new URLSearchParams(this.#known());
     this.writesBefore = this.writes;
-    return base;
+    return address;
   }
 
   // What the server need not send again.
@@ -181,7 +89,7 @@ class Live {
     return { told, truth: wanted ? measured : serial, numbers: Number(wanted) };
   }
 
-  async #receive(buffer) {
+  async receive(buffer) {
     nameInAddress(this.token); // again and again: Streamlit writes addresses of its own
     // A slider was written meanwhile, and that answer was newer.
     if (this.writesBefore === this.writes) await this.#show(buffer);
@@ -194,19 +102,16 @@ class Live {
     const { header, columns } = decode(buffer);
     this.#takeIn(header, columns);
     this.agreement.check(this.component.data.known, header);
-    await this.#fetchRecording();
-    this.#drawNow();
+    await this.fetchMore();
+    this.drawNow();
   }
 
-  // Turns knobs of the run itself; whether that succeeded. If not, the page's script brings them all the same.
-  async #write(knobs) {
+  // Turns knobs of the run itself; whether that succeeded.
+  async write(knobs) {
     const { token } = this;
-    const address = new URL(`${this.component.data.base}/../run/${token}/knobs`, location.href);
-    const body = JSON.stringify({ ...this.#known(), knobs });
-    const headers = { "Content-Type": "application/json" };
+    const answer = await this.postKnobs(this.#known(), knobs);
     try {
-      const answer = await fetch(address, { method: "POST", headers, body, cache: "no-store" });
-      const buffer = answer.status === 200 && (await answer.arrayBuffer());
+      const buffer = answer?.status === 200 && (await answer.arrayBuffer());
       if (!buffer || token !== this.token) return false;
       this.writes += 1;
       await this.#show(buffer);
@@ -252,7 +157,7 @@ class Live {
   }
 
   // The recorded start fills the charts until a run of one's own has something to show.
-  async #fetchRecording() {
+  async fetchMore() {
     const { data } = this.component;
     if (this.untrained && data.recorded) this.asked ??= this.#takeRecording(data, this.token).catch(() => {});
     await this.asked;
@@ -273,65 +178,29 @@ class Live {
     return this.recording && this.untrained ? this.recording : this.store;
   }
 
-  #troubled(text, error) {
+  troubled(text, error) {
     if (text) this.heard();
-    if (error) this.lastError = String(error);
-    if (this.trouble === text) return;
-    this.trouble = text;
-    this.changed();
+    super.troubled(text, error);
   }
 
-  #gone(text) {
+  gone(text) {
     this.heard();
-    this.trouble = text || RELEASED;
-    this.header = { ...this.header, status: "released", playing: false, message: this.trouble };
-    this.agreement.check(this.component.data.known, this.header);
-    this.changed();
+    super.gone(text);
   }
 
-  #fail(error) {
-    this.lastError = String(error);
-    this.failure = `The charts could not be drawn. ${error.message}`;
-    this.frame.toolbar.draw(this.store, this.#messages());
-    this.#publish();
-  }
-
-  // Draws at the next frame, once however often it is asked.
-  changed() {
-    this.drawing ||= requestAnimationFrame(() => this.#drawNow());
-  }
-
-  // Draws what has come: waiting for a frame would only make it older.
-  #drawNow() {
-    if (this.drawing) cancelAnimationFrame(this.drawing);
-    this.drawing = 0;
-    try {
-      this.#draw();
-    } catch (error) {
-      this.#fail(error);
-    }
-  }
-
-  #draw() {
-    if (!this.theme || !this.store) return;
-    const began = performance.now();
+  paint() {
     const store = this.shown;
     if (store.serial !== this.serial) this.view.goLive(); // another run, or this one from its beginning
     this.serial = store.serial;
     const own = store !== this.recording;
     this.frame.strip.draw(store, this.view, this.#state());
     this.frame.truth.draw(own ? (this.truth?.identities ?? null) : null, this.view.at !== null || this.view.until !== null);
-    this.frame.toolbar.draw(store, this.#messages());
+    this.frame.toolbar.draw(store, this.messages(own ? "" : RECORDED));
     this.frame.time.draw(store, { branchable: own });
     // While the mouse button is down Plotly is drawing a zoom box, which a redraw would tear away.
     let count = 0;
     if (!this.held) for (const panel of this.panels) count += panel.draw(store);
-    for (const panel of this.panels) panel.showCursor();
-    if (count) {
-      this.drawn += 1;
-      this.drawMs = performance.now() - began;
-    }
-    this.#publish();
+    return count;
   }
 
   #state() {
@@ -340,45 +209,17 @@ class Live {
     return { playing, word: playing ? "training" : this.store.lastStep > 0 ? "paused" : "untrained" };
   }
 
-  #messages() {
-    const { status, message } = this.header;
-    const lost = status === "failed" || status === "lost";
-    const waiting = status === "starting" || status === "waiting" ? message || "The run is starting." : "";
-    const stopped = lost ? message || "This run has stopped." : "";
-    const notice = this.failure || this.trouble || stopped || waiting || this.header.notice || "";
-    const badge = !notice && this.shown === this.recording ? RECORDED : "";
-    return { notice, badge, serious: Boolean(this.failure || this.trouble || lost) };
-  }
-
-  // For browser tests: what a person would see, as values.
-  #publish() {
-    const { store } = this;
-    window.__moeviz = {
-      token: this.token,
-      step: store.lastStep,
-      epoch: this.header.epoch,
-      playing: this.header.playing,
-      status: this.header.status,
+  seen() {
+    const { store, truth, writes } = this;
+    return {
+      store, truth, writes,
       recorded: this.shown === this.recording,
-      drawn: this.drawn,
-      drawMs: this.drawMs,
-      complete: this.panels.length > 0 && this.panels.every((panel) => panel.dressed),
       bars: this.panels[0]?.now?.kept ?? [],
       marks: store.marks.map((mark) => ({ step: mark.step, label: store.markText(mark) })),
-      truth: this.truth,
-      writes: this.writes,
-      lastError: this.lastError ?? "",
-      store,
-      view: this.view,
     };
   }
-
-  dispose() {
-    this.pulling.dispose();
-    this.direct.dispose();
-    clearInterval(this.speaking);
-    for (const type of ["pointerup", "pointercancel"]) window.removeEventListener(type, this.onRelease);
-    for (const panel of this.panels) panel.dispose();
-    this.frame.root.remove();
-  }
 }
+
+const page = mounting(Live);
+export const render = page.render;
+export const release = page.release;
