@@ -3,8 +3,7 @@
 import streamlit as st
 
 from moeviz import presets
-from moeviz.live.component import live_charts
-from moeviz.ui import controls, fields, session, transport, twins
+from moeviz.ui import controls, live, session, transport, twins
 
 me = controls.sidebar("playground")
 run = session.run()
@@ -16,16 +15,7 @@ transport.bar(run)
 twins.beside(run)
 twins.branch(run)
 
-state = run.state()
-live_charts(
-    run.token,
-    visit=me.visit,
-    known={"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch},
-    direct=fields.STOPS,
-    key=session.CHARTS,
-    on_changed=session.noticed,
-    on_branch=session.branched,
-)
+live.charts(run, of="run")
 
 if name := presets.matching_preset(me.knobs):
     chosen = presets.PRESETS[name]

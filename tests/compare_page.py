@@ -10,7 +10,7 @@ import json
 import streamlit as st
 
 from moeviz.config import Knobs, Recipe
-from moeviz.live.compare import twin_charts
+from moeviz.live.component import live_charts
 from moeviz.live.routes import routes
 from tests.stand_in_twins import HOST
 
@@ -42,7 +42,7 @@ def _page():
         st.button("Remove B", on_click=lambda: run.remove_twin(next(t.id for t in run.twins if t.name == "B")))
     state = run.state()
     known = {"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch}
-    result = twin_charts(run.token, visit="one", known=known, on_changed=lambda: None, on_branch=lambda: None)
+    result = live_charts(run.token, visit="one", known=known, key="compare", of="twins", on_branch=lambda: None)
     if result.branch:
         st.session_state["branch"] = result.branch
     st.caption(f"Branch: {json.dumps(st.session_state.get('branch'))}")

@@ -560,7 +560,7 @@ from moeviz.ui import controls, hosting, session, transport
 
 
 def branched():
-    st.session_state["told"] = dict(st.session_state[session.CHARTS]["branch"])
+    st.session_state["told"] = dict(st.session_state["charts"]["branch"])
 
 
 if __name__ == "__main__":
@@ -568,9 +568,7 @@ if __name__ == "__main__":
     transport.bar(run)
     state = run.state()
     known = {"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch}
-    live_charts(
-        run.token, visit=me.visit, known=known, key=session.CHARTS, on_changed=session.noticed, on_branch=branched
-    )
+    live_charts(run.token, visit=me.visit, known=known, key="charts", on_branch=branched)
     st.text(f"branch: {st.session_state.get('told')}")
 else:
     app = st.App(__file__, routes=routes(hosting.host), lifespan=hosting.lifespan)

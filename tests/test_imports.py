@@ -73,7 +73,6 @@ MAY_IMPORT = {
     "streamlit": (
         "moeviz.ui",
         "moeviz.live.component",
-        "moeviz.live.compare",
         "moeviz.live.routes",
         "moeviz.live.visitor",
         "pages",

@@ -7,7 +7,7 @@ routes, and the data of a run never passes through a script run at all; the brow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -38,18 +38,25 @@ export default function ({ data, parentElement, ...rest }) {
 
 _mount = st.components.v2.component("moeviz_live", js=LOADER, isolate_styles=False)
 
+# What the charts are of: one run, or all twins of a run side by side. The module that draws them, and their texts.
+_KINDS = {
+    "run": ("main.js", charts.texts),
+    "twins": ("compare.js", lambda: charts.texts_of_twins()["charts"]),
+}
+
 
 def live_charts(
     token: str,
     *,
     visit: str,
     known: dict[str, Any],
+    key: str,
+    of: Literal["run", "twins"] = "run",
     direct: Mapping[str, Sequence[float]] | None = None,
-    key: str = "live",
     on_changed: Callable[[], None] | None = None,
     on_branch: Callable[[], None] | None = None,
 ) -> Any:
-    """Mount the live charts of the run `token`.
+    """Mount the live charts of the run `token`, or of all its twins.
 
     `known` is what the script believes about the run: {"playing": bool, "status": str, "version": int, "epoch": int}.
     When the run turns out to be otherwise (it reached its target and paused, another tab changed it, it was released),
@@ -59,27 +66,30 @@ def live_charts(
     the page; `on_changed` is called, and `result.changed["before"]` is the token of the run they showed until then.
 
     Where `on_branch` is given, a visitor who looks at a past step may branch there: it is called, and
-    `result.branch` then holds {"step": the step shown, "twin": 0}. Without it that is not offered.
+    `result.branch` then holds {"step": the step shown, "twin": number of the twin to branch from}. Without it that is
+    not offered.
 
     `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
     browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
     """
+    module, texts = _KINDS[of]
+    recorded = of == "run" and "start.bin" in assets.static()
     data = {
         "base": f"{prefix()}/live",
         "version": assets.VERSION,
         "token": token,
         "visit": visit,
         "known": known,
-        "module": "main.js",
-        "recorded": (recorded := "start.bin" in assets.static()),
+        "module": module,
+        "recorded": recorded,
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},
         "branch": on_branch is not None,
-        "charts": charts.texts(),
+        "charts": texts(),
     }
     callbacks = {"on_changed_change": on_changed or _nothing, "on_branch_change": on_branch or _nothing}
     return _mount(key=key, data=data, **callbacks)
 
 
 def _nothing() -> None:
-    """Streamlit gives the result a `changed` only where it has somebody to call."""
+    """Streamlit gives the result a value only where it has somebody to call."""

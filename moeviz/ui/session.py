@@ -1,6 +1,6 @@
 """What does this visitor have? Their settings, their run, and what must be said to them.
 
-The only module that touches Streamlit's session state: one key for the visitor, and the keys of the controls, which
+The only module that reads Streamlit's session state: one key for the visitor, and the keys of the controls, which
 Streamlit fills. Settings are held here as well, because a control's value is forgotten while its page is not drawn.
 """
 
@@ -27,8 +27,6 @@ from moeviz.ui import dots, fields
 from moeviz.ui.hosting import host
 
 KEY = "moeviz"
-CHARTS = "live"  # key of the live charts
-TWIN_CHARTS = "compare"  # and of those of twins
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
 STALE_SECONDS = 2.0  # a browser that is so late is slower than a hand that opens a menu and chooses
 USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
@@ -148,12 +146,13 @@ def decline_earlier() -> None:
 
 def take_up_earlier() -> None:
     """Leave this tab's run for the one offered, with the settings that one has."""
-    if not _take_up(visitor().offer):
+    if not take_up(visitor().offer):
         visitor().notices.append("That run is not kept any more.")
     visitor().offer = ""
 
 
-def _take_up(token: str) -> bool:
+def take_up(token: str) -> bool:
+    """Leave this tab's run for another of this browser's, with the settings that one has; whether that could be."""
     me = visitor()
     fresh, run = host().get(me.token), host().get(token)
     if run is None or not _is_mine(run):
@@ -307,23 +306,6 @@ def use_text(text: bytes | None) -> None:
         return
     me.stale_text |= text != me.text
     me.text = text
-
-
-def noticed(charts: str = CHARTS) -> None:
-    """The charts saw that the run is not as the page has it: mostly, drawing the page again is all it takes.
-
-    Where the server has forgotten the page, this is a new visit of it: the charts know which run they showed before.
-    """
-    shown_before = (st.session_state[charts].get("changed") or {}).get("before")
-    if isinstance(shown_before, str):
-        _take_up(shown_before)
-
-
-def branched(charts: str = CHARTS) -> None:
-    """The visitor looks at a past step and wants to branch there."""
-    asked = st.session_state[charts].get("branch") or {}
-    if isinstance(asked.get("step"), int) and isinstance(asked.get("twin"), int):
-        visitor().branching = asked["step"], asked["twin"]
 
 
 def go_to(page: str) -> None:
