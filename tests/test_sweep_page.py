@@ -220,7 +220,7 @@ def test_without_a_run_the_map_says_so_and_its_button_starts_a_sweep():
     at = open_page(**SMALL_PAGE)
     at.switch_page("pages/map.py").run()
     assert not at.exception
-    assert any("No run yet" in block.value for block in at.markdown)
+    assert any("No dot yet" in block.value for block in at.markdown)
     at.button(key="map_example").click().run()
     assert not at.exception
     assert visitor(at).sweep.progress().status == "running"

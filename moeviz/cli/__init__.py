@@ -91,20 +91,9 @@ def count_parameters(name: str, changes: tuple[str, ...], as_json: bool) -> None
     "a dash, or null with --json. "
     "`python -m moeviz settings` lists what --set takes."
 )
-@click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns.")
-@click.option("--preset", "preset_name", default="no_balancing", show_default=True, metavar="NAME", help="Start here.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated.")
+@options.beginning
 @click.option("--steps", type=int, default=500, show_default=True, help="Optimizer steps, at least 1.")
 @click.option("--seed", type=int, default=None, help="Short for --set seed=N.")
-@click.option(
-    "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
-)
-@click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
-)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import click
 
 from moeviz import export, presets
-from moeviz.config import TASK_DEFAULTS, Knobs, Recipe, SettingsError, check, parse_settings
+from moeviz.config import TASK_DEFAULTS, TASKS, Knobs, Recipe, SettingsError, check, parse_settings
+
+_BEGINNING = (
+    click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns."),
+    click.option(
+        *("--preset", "preset_name"), default="no_balancing", show_default=True, metavar="NAME", help="Start here."
+    ),
+    click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated."),
+    click.option(
+        *("--text", "text_file"), type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
+    ),
+    click.option(
+        *("--settings", "settings_file"),
+        type=click.Path(path_type=Path),
+        help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
+    ),
+)
+
+
+def beginning(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes --task, --preset, --set, --text and --settings."""
+    for option in reversed(_BEGINNING):
+        command = option(command)
+    return command
 
 
 def base(task: str, preset_name: str, path: Path | None = None) -> tuple[Recipe, Knobs]:

@@ -16,7 +16,7 @@ import click
 
 from moeviz import export, farm
 from moeviz.cli import options
-from moeviz.config import TASKS, SettingsError, check_text, parse_value
+from moeviz.config import SettingsError, check_text, parse_value
 from moeviz.sweep import Result, Sweep, comparisons, describe, parse, rows
 
 COLUMNS = ("eval_loss", "max_vio_batch", "max_vio_floor", "specialisation", "dropped_fraction", "dead_experts")
@@ -41,9 +41,7 @@ class _Outcome:
     "stays in the file with the steps it made, and is in no mean. --out holds one line per step, with its seed and "
     "value. Ctrl-C keeps the runs that are done."
 )
-@click.option("--task", type=click.Choice(TASKS), default="skills", show_default=True, help="What the toy learns.")
-@click.option("--preset", "preset_name", default="no_balancing", show_default=True, metavar="NAME", help="Start here.")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one setting; may be repeated.")
+@options.beginning
 @click.option(
     "--vary",
     multiple=True,
@@ -54,15 +52,6 @@ class _Outcome:
 @click.option("--seeds", type=int, default=1, show_default=True, help="So many, counted from the setting seed.")
 @click.option("--steps", type=int, default=500, show_default=True, help="Optimizer steps of each run.")
 @click.option("--base", metavar="VALUE", help="Compare with this value.  [default: the setting's own, else the first]")
-@click.option(
-    "--text", "text_file", type=click.Path(path_type=Path), help="A file to learn instead (with --task text)."
-)
-@click.option(
-    "--settings",
-    "settings_file",
-    type=click.Path(path_type=Path),
-    help="Start with the settings of a file, which the page or --json wrote, in place of --task and --preset.",
-)
 @click.option("--jobs", type=int, help="Processes that train.  [default: one per core; one on a GPU]")
 @click.option("--out", type=click.Path(path_type=Path), help="Write every step, as .parquet, .csv or .json.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")

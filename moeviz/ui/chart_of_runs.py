@@ -28,7 +28,7 @@ def empty() -> None:
     """What a visitor reads who has no dot yet."""
     with st.container(border=True):
         st.markdown(
-            f"**No run yet.** A run leaves a dot here when it rests after at least {dots.FEWEST_STEPS} steps, and so "
+            f"**No dot yet.** A run leaves a dot here when it rests after at least {dots.FEWEST_STEPS} steps, and so "
             "does every cell of a sweep. Run something on the Playground, or begin with fifteen dots:"
         )
         if st.button("Start an example sweep", key="map_example", icon=":material/science:"):

@@ -5,7 +5,7 @@ import { StepChart } from "./step_chart.js";
 export class TwinChart extends StepChart {
   constructor(card, page, kind) {
     super(card, page, kind);
-    this.margin = { l: 42, r: 26, t: 14, b: 30 };
+    this.margin = { l: 42, r: 26, t: 14, b: 33 };
   }
 
   draw(store) {
