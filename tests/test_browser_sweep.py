@@ -43,12 +43,15 @@ def test_panels_fill_while_it_runs_and_results_come_by_themselves(new_page):  # 
         """() => Array.from(document.querySelector(".js-plotly-plot")?.data?.[0]?.x || []).length > 5"""
     )
     first = drawn_to(page)
+    page.evaluate("() => document.querySelectorAll('.js-plotly-plot').forEach((plot, i) => { plot.sameAs = i; })")
     expect(page.get_by_text(re.compile("about .* left"))).to_be_visible(timeout=30 * SECOND)
     page.wait_for_function(
         f"""() => Math.max(...[...document.querySelectorAll(".js-plotly-plot")].map(
             (plot) => Array.from(plot.data?.[0]?.x || [0]).pop())) > {first}"""
     )
     expect(page.get_by_text("Means over seeds.")).to_be_visible(timeout=240 * SECOND)
+    same = page.evaluate("() => [...document.querySelectorAll('.moeviz .js-plotly-plot')].map((plot) => plot.sameAs)")
+    assert same == list(range(5)), "panels stay where they are while they fill"
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     expect(page.get_by_text("1 seed, which gives no interval").first).to_be_visible()
     with page.expect_download() as found:

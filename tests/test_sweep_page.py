@@ -54,6 +54,11 @@ def finish(at):
     return at.run()
 
 
+def panels(at):
+    [component] = at.get("bidi_component")
+    return json.loads(component.proto.json)["panels"]
+
+
 def charts(at):
     return [json.loads(element.proto.spec) for element in at.get("plotly_chart")]
 
@@ -143,9 +148,10 @@ def test_a_sweep_from_the_page_to_its_table_its_sentences_and_the_map():
     at.button(key="sweep_start").click().run()
     assert not at.exception
     assert at.button(key="sweep_cancel").label == "Cancel"
-    assert len(charts(at)) == 2, "a panel for each value"
+    assert [panel["label"] for panel in panels(at)] == ["u=0.003", "u=0.1"]
     finish(at)
     assert not at.exception
+    assert [[line["seed"] for line in panel["lines"]] for panel in panels(at)] == [[0, 1, 2], [0, 1, 2]]
     swept = visitor(at).sweep
     assert [tuple(result.cell) for result in swept.results] == [(s, v) for s in (0, 1, 2) for v in (0.003, 0.1)]
     assert all(result.rows["step"].tolist() == list(range(1, 101)) for result in swept.results)

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from moeviz.figures import theme
-
-HEIGHT = 230
 MOST_ROWS = 160  # of a line: a small panel has few more pixels
 
 
@@ -33,41 +29,25 @@ def ranges(rows: Sequence[np.ndarray], steps: int) -> dict[str, tuple[float, flo
     return found
 
 
-def panel(
-    label: str, rows: Mapping[int, np.ndarray], shared: Mapping[str, tuple[float, float]], note: str = ""
-) -> go.Figure:
-    """One value: MaxVio above the fair router's floor, and task loss, a thin line for each seed.
+def panel(label: str, rows: Mapping[int, np.ndarray], note: str = "") -> dict[str, Any]:
+    """One value, as `live_panels` draws it: MaxVio above the fair router's floor, and task loss, a line for each seed.
 
     Args:
         label: the value, as u=0.003.
         rows: of each seed, N steps (`moeviz.snapshot.record_dtype`); of MaxVio the mean over L is drawn.
-        shared: as `ranges` gives it.
         note: what else must be said, as that a seed diverged.
     """
-    figure = make_subplots(2, 1, shared_xaxes=True, vertical_spacing=0.1)
-    for number, (seed, every) in enumerate(rows.items()):
-        own = spread(every)
-        line = {"width": 1.4, "dash": theme.DASHES[number % len(theme.DASHES)]}
-        for place, (name, colour) in enumerate([("max_vio", theme.BLUE), ("task_loss", theme.ORANGE)], start=1):
-            figure.add_scatter(
-                x=own["step"].astype(int).tolist(),
-                y=[round(value, 4) for value in _mean(own[name]).astype(float).tolist()],
-                mode="lines", line=line | {"color": colour}, name=f"seed {seed}", showlegend=False,
-                hovertemplate="%{y:.3g}", row=place, col=1,
-            )  # fmt: skip
+    lines = [
+        {
+            "seed": seed,
+            "step": own["step"].astype(int).tolist(),
+            "max_vio": _numbers(_mean(own["max_vio"])),
+            "task_loss": _numbers(own["task_loss"]),
+        }
+        for seed, own in ((seed, spread(every)) for seed, every in rows.items())
+    ]
     floors = [float(own["fair_max_vio"][-1]) for own in rows.values() if len(own)]
-    if floors:
-        figure.add_hline(
-            y=round(float(np.mean(floors)), 4), line={"width": 1, "dash": "dash", "color": theme.GREY}, row=1, col=1
-        )
-    figure.update_yaxes(title="MaxVio", range=list(shared["max_vio"]), nticks=4, row=1, col=1)
-    figure.update_yaxes(title="task loss", range=list(shared["task_loss"]), nticks=4, row=2, col=1)
-    figure.update_xaxes(range=list(shared["steps"]), nticks=4)
-    title = f"<b>{label}</b>{f' · {note}' if note else ''}"
-    return theme.styled(
-        figure, HEIGHT, title={"text": title, "font": {"size": theme.TEXT + 1}, "x": 0.02, "y": 0.97},
-        hovermode="x unified", margin={"l": 8, "r": 8, "t": 30, "b": 4},
-    )  # fmt: skip
+    return {"label": label, "note": note, "lines": lines, "floor": round(float(np.mean(floors)), 4) if floors else None}
 
 
 def spread(rows: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
@@ -83,6 +63,11 @@ def spread(rows: np.ndarray, most: int = MOST_ROWS) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> np.ndarray:
     return values if values.ndim == 1 else values.mean(1)
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """JSON has neither NaN nor infinity: where a run diverged its line ends."""
+    return [round(value, 4) if math.isfinite(value) else None for value in values.astype(float).tolist()]
 
 
 def _round_up(value: float) -> float:

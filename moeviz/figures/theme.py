@@ -28,7 +28,6 @@ LOOKS: dict[str, tuple[str, str]] = dict(
         strict=True,
     )
 )
-DASHES = ("solid", "dash", "dot", "dashdot")  # of seeds
 TITLES = {
     "eval_loss": "held-out loss",
     "max_vio_batch": "MaxVio, late mean",

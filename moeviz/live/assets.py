@@ -18,7 +18,7 @@ from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 _IMPORTED = re.compile(rb' from "\./([\w.]+\.js)"')
-ENTRIES = ("main.js", "compare.js")  # of the Playground and of the page that compares
+ENTRIES = ("main.js", "compare.js", "panels.js")  # of the Playground, of Compare and of Sweep
 MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css", ".bin": "application/octet-stream"}
 
 

@@ -74,13 +74,10 @@ def live_charts(
     """
     module, texts = _KINDS[of]
     recorded = of == "run" and "start.bin" in assets.static()
-    data = {
-        "base": f"{prefix()}/live",
-        "version": assets.VERSION,
+    data = _where(module) | {
         "token": token,
         "visit": visit,
         "known": known,
-        "module": module,
         "recorded": recorded,
         "fresh": recorded and known["epoch"] == 1 and known["status"] != "ready",
         "direct": {name: list(values) for name, values in (direct or {}).items()},
@@ -89,6 +86,33 @@ def live_charts(
     }
     callbacks = {"on_changed_change": on_changed or _nothing, "on_branch_change": on_branch or _nothing}
     return _mount(key=key, data=data, **callbacks)
+
+
+def live_panels(
+    panels: Sequence[Mapping[str, Any]],
+    shared: Mapping[str, Sequence[float]],
+    *,
+    name: str,
+    key: str,
+    wide: int = 3,
+) -> None:
+    """Draw the small multiples of a sweep, which stay where they are while it fills them.
+
+    `st.plotly_chart` makes a new chart wherever a number has changed, so that all of them blink at every look.
+
+    Args:
+        panels: one per value, as `moeviz.figures.small.panel` gives it.
+        shared: the axes of all of them, as `moeviz.figures.small.ranges` gives it.
+        name: what files begin with that panels are saved in.
+        wide: panels side by side, where there is room for so many.
+    """
+    data = _where("panels.js") | {"panels": panels, "shared": shared, "name": name, "wide": wide}
+    _mount(key=key, data=data)
+
+
+def _where(module: str) -> dict[str, str]:
+    """What the loader must know."""
+    return {"base": f"{prefix()}/live", "version": assets.VERSION, "module": module}
 
 
 def _nothing() -> None:

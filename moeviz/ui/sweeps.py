@@ -18,6 +18,7 @@ from moeviz import export, paired, sweep
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe, SettingsError, parse_value, show
 from moeviz.figures import forest, small, theme
 from moeviz.host.sweeping import SweepRun, check_steps
+from moeviz.live.component import live_panels
 from moeviz.snapshot import EVAL_EVERY
 from moeviz.sweep import Result, Sweep
 from moeviz.ui import dots, fields, saving, session, twins
@@ -203,18 +204,17 @@ def _panels(sweep_run: SweepRun) -> None:
         if result.diverged:
             notes.setdefault(result.cell.value, []).append(f"seed {result.cell.seed} diverged")
     rows |= {cell: own for cell, own in sweep_run.live() if len(own)}
-    shared = small.ranges(list(rows.values()), swept.steps)
-    wide = 4 if len(swept.values) % 4 == 0 or len(swept.values) > 6 else 3
-    for begin in range(0, len(swept.values), wide):
-        for column, value in zip(st.columns(wide), swept.values[begin : begin + wide], strict=False):
-            own = {seed: rows[seed, value] for seed in swept.seeds if (seed, value) in rows}
-            label = swept.label(value)
-            column.plotly_chart(
-                small.panel(label, own, shared, ", ".join(notes.get(value, []))),
-                key=f"small_{begin}_{value}",
-                config=saving.config(f"sweep-{label}"),
-                alt=f"MaxVio and task loss of {label} over steps, a line for each seed.",
-            )
+    drawn = []
+    for value in swept.values:
+        own = {seed: rows[seed, value] for seed in swept.seeds if (seed, value) in rows}
+        drawn.append(small.panel(swept.label(value), own, ", ".join(notes.get(value, []))))
+    live_panels(
+        drawn,
+        small.ranges(list(rows.values()), swept.steps),
+        name=f"moeviz-sweep-{swept.field}",
+        key="sweep_panels",
+        wide=4 if len(drawn) % 4 == 0 or len(drawn) > 6 else 3,
+    )
     if rows:
         st.caption(
             "Over steps, a line style per seed. Blue: MaxVio; dashed grey: what a fair router shows. Orange: task loss."

@@ -16,26 +16,10 @@ import { readTheme } from "./theme.js";
 const RELEASED = "This run was released because nobody was watching it.";
 const SPEAK_MS = 2000; // charts in words: current, but calm
 
-// What Streamlit calls: `render` when the data or the theme changes, `release` when the component goes.
-export function mounting(Page) {
-  const instances = new Map();
-  return {
-    render(component) {
-      const { parentElement } = component;
-      freeKeysAfterPointer();
-      if (!instances.has(parentElement)) instances.set(parentElement, new Page(component));
-      instances.get(parentElement).update(component);
-    },
-    release(parentElement) {
-      instances.get(parentElement)?.dispose();
-      instances.delete(parentElement);
-    },
-  };
-}
-
 export class ChartsPage {
   // To be called when `view` and `frame` are there.
   connect(data) {
+    freeKeysAfterPointer();
     this.trouble = this.failure = "";
     this.drawn = this.drawMs = 0;
     this.shared = { Plotly: null, view: this.view, changed: () => this.changed() };

@@ -1,9 +1,9 @@
 // The charts of the page that compares: a column for each twin, and charts that all share.
 
-import { ChartsPage, mounting } from "./charts_page.js";
+import { ChartsPage } from "./charts_page.js";
 import { ComparePage } from "./compare_page.js";
 import { Lanes } from "./lanes.js";
-import { loadStyles, nameInAddress } from "./page_parts.js";
+import { loadStyles, mounting, nameInAddress } from "./page_parts.js";
 import { CommonScale, TwinBars } from "./twin_bars.js";
 import { TwinChart } from "./twin_chart.js";
 import { TwinHeat } from "./twin_heat.js";

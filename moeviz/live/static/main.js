@@ -1,14 +1,14 @@
 // The Playground's charts: one run, its numbers and what must hold of it; before it has steps, a recorded start.
 
 import { biasChart } from "./bias_chart.js";
-import { ChartsPage, mounting } from "./charts_page.js";
+import { ChartsPage } from "./charts_page.js";
 import { droppedChart } from "./dropped_chart.js";
 import { historyChart } from "./history_chart.js";
 import { LoadChart } from "./load_chart.js";
 import { lossChart } from "./loss_chart.js";
 import { maxVioChart } from "./max_vio_chart.js";
 import { Page } from "./page.js";
-import { loadStyles, nameInAddress } from "./page_parts.js";
+import { loadStyles, mounting, nameInAddress } from "./page_parts.js";
 import { StepChart } from "./step_chart.js";
 import { Store } from "./store.js";
 import { View } from "./view.js";

@@ -27,3 +27,19 @@ export function loadStyles(root, addresses) {
   root.prepend(...links);
   return Promise.all(loaded);
 }
+
+// What Streamlit calls: `render` when the data or the theme changes, `release` when the component goes.
+export function mounting(Page) {
+  const instances = new Map();
+  return {
+    render(component) {
+      const { parentElement } = component;
+      if (!instances.has(parentElement)) instances.set(parentElement, new Page(component));
+      instances.get(parentElement).update(component);
+    },
+    release(parentElement) {
+      instances.get(parentElement)?.dispose();
+      instances.delete(parentElement);
+    },
+  };
+}
