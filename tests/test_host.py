@@ -502,7 +502,7 @@ def test_going_on_waits_for_a_command_to_play(new_run: Callable[..., Run]) -> No
     run.play()  # in vain while it is failed, and not remembered
     run.set_knobs(QUICK)
     run.go_on()
-    wait_until(lambda: run.state() == run.state() and run._asked.block.told().status == "ready")
+    wait_until(lambda: run.state() == run.state() and run._line.block.told().status == "ready")
     assert still(run)
     assert run.state().step == 5
 

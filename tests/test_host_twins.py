@@ -13,7 +13,8 @@ import pytest
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.engine import Engine
 from moeviz.host import Host, Limits, Run
-from moeviz.host.kin import Kin, parting, turns_in
+from moeviz.host.joining import Gap, parting, turns_in
+from moeviz.host.kin import Family, Kin
 from moeviz.host.worker import PAST_STATES, Shelf
 from moeviz.snapshot import History
 from tests.test_host import ENGINE, QUICK, paused, rows_of, run_to, wait_until
@@ -406,7 +407,8 @@ def test_a_past_that_is_thinned_is_no_place_to_part(monkeypatch: pytest.MonkeyPa
 
 def test_a_plan_keeps_the_bases_turns() -> None:
     base = Kin(0, 0, None, 0, {}, {0: Knobs(), 1: SIGN, 3: Knobs(alpha=1.0)})
-    one = parting(base, base, 4, 2, 10, {"u": 0.5}, Recipe(), [(11, 0), (20, 1), (30, 3)], 40, 7, 0)
+    gap = Gap(since=10, turns=[(11, 0), (20, 1), (30, 3)], reached=40, behind=0)
+    one = parting(Family.of(Recipe(), None, [base]), base, {"u": 0.5}, gap)
     assert [(step, one.versions[version]) for step, version in one.plan] == [
         (11, Knobs(u=0.5)),
         (20, replace(SIGN, u=0.5)),

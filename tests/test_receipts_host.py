@@ -11,7 +11,7 @@ from moeviz.config import Recipe, SettingsError
 from moeviz.host import Check, Host, Run, in_advance
 from moeviz.host import host as hosts
 from moeviz.host.block import MOST_TURNS, Block, Course, Lane, block_size
-from moeviz.host.kin import turns_in
+from moeviz.host.joining import turns_in
 from moeviz.receipt import Receipt, from_json, hash_of, to_json
 from tests import stand_in_engine as stand_in
 from tests.test_host import QUICK, paused, rows_of, run_to, wait_until

@@ -25,7 +25,8 @@ from moeviz.host import host as hosts
 from moeviz.host import vault as vaults
 from moeviz.host.block import Parted
 from moeviz.host.kin import Kin
-from moeviz.host.run import LOST, MOST_DEATHS
+from moeviz.host.run import MOST_DEATHS
+from moeviz.host.state import LOST
 from moeviz.host.vault import Saved, Vault
 from moeviz.snapshot import History, record_dtype
 from tests import stand_in_engine as stand_in
@@ -152,7 +153,7 @@ def test_a_diverged_run_can_go_on_after_its_worker_died() -> None:
         run, unharmed = host.create(Recipe(seed=7), QUICK), undisturbed(Recipe(seed=7), QUICK, 20)
         diverged(run, 10)
         kill(host)
-        wait_until(lambda: host.process_ids and run._asked.taken_up and not run._asked.block.told().training)
+        wait_until(lambda: host.process_ids and run._line.asked.taken_up and not run._line.block.told().training)
         assert run.state().can_go_on is True
         run.set_knobs(QUICK)
         run.go_on()
@@ -238,7 +239,7 @@ def test_the_real_engine_goes_on_to_the_bit() -> None:
         wait_until(paused(run))
         assert run.state().status == "ready"
         assert same_steps(rows_of(run), expected.since(-1)[1])
-        saved = run._asked.block.told().saved
+        saved = run._line.block.told().saved
         assert saved is not None
         assert saved > 60, "it was taken up from a checkpoint, not from the start"
 
@@ -254,7 +255,7 @@ def test_steps_are_made_again_under_the_settings_they_had() -> None:
         run_to(run, 40)
         run.set_knobs(after)
         run_to(run, 80)
-        wait_until(lambda: run._asked.block.told().saved == 80)
+        wait_until(lambda: run._line.block.told().saved == 80)
         forget_states(host, run)  # as if it died before the first saving: all 80 again
         kill(host)
         assert same_steps(run_to(run, 100), expected.since(-1)[1])
@@ -293,7 +294,7 @@ def test_a_worker_that_cannot_write_says_so_and_trains_on() -> None:
         wait_until(lambda: run.state().step > step + 5)
         at.rmdir()
         wait_until(lambda: not run.state().notice)
-        assert run._asked.block.told().saved > 10
+        assert run._line.block.told().saved > 10
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root writes anywhere")
@@ -318,7 +319,7 @@ def check_unusable(folder: Path) -> None:
         run = host.create(Recipe(), QUICK)
         run_to(run, 10)
         assert host.vault.folder != folder
-        wait_until(lambda: run._asked.block.told().saved == 10)
+        wait_until(lambda: run._line.block.told().saved == 10)
 
 
 def test_two_servers_do_not_share_a_folder(tmp_path: Path) -> None:
@@ -582,7 +583,7 @@ from moeviz.host import Host, Limits
 host = Host(1, limits=Limits(data=sys.argv[1], save_every=0.1), engine=sys.argv[2])
 run = host.create(Recipe(seed=9), Knobs(alpha=0.5))
 run.play(until=60)
-while run.state().playing or run._kept is None or run._kept[1] < 60:
+while run.state().playing or run._books._kept is None or run._books._kept[1] < 60:
     time.sleep(0.01)
 run.play()
 while run.state().step < 300:
@@ -602,7 +603,7 @@ def test_a_run_outlasts_a_server_that_was_killed(tmp_path: Path) -> None:
         again = host.get(token)
         wait_until(lambda: again.state().status == "ready")
         # The worker saved the weights when it saw the server's end; history is as old as its last saving.
-        assert again._asked.block.told().saved >= 299
+        assert again._line.block.told().saved >= 299
         again.play()
         step = again.state().step
         wait_until(lambda: again.state().step > step + 20)

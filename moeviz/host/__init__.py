@@ -18,7 +18,9 @@ from moeviz.host.checking import Check, Verdict, in_advance
 from moeviz.host.host import Found, Host
 from moeviz.host.kin import check_changes
 from moeviz.host.limits import Limits
-from moeviz.host.run import MOST_TWINS, Run, RunState, Twin
+from moeviz.host.run import MOST_TWINS, Run
+from moeviz.host.state import RunState
+from moeviz.host.twin import Twin
 
 __all__ = [
     "MOST_TWINS",

@@ -6,12 +6,10 @@ its parent after some step and has changes: single settings in which it differs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from moeviz.config import (
     KNOB_FIELDS,
@@ -24,6 +22,8 @@ from moeviz.config import (
     settle,
 )
 from moeviz.host import worker
+from moeviz.host.block import LANES, Block, Lane
+from moeviz.host.limits import Share
 
 NEVER_PARTS = 1 << 62
 MOST_VERSIONS = 1_000  # settings that are remembered: as many as a hand can change between two savings
@@ -68,6 +68,10 @@ class Kin:
         parent = None if self.parent is None else 0
         return Kin(self.number, self.lane, parent, 0, self.changes, {self.version: self.knobs})
 
+    def labels_since(self, version: int) -> list[tuple[int, str]]:
+        """Its changes of settings after `version`: (version, what changed)."""
+        return [(number, label) for number, label in self.labels if number > version]
+
     def for_worker(self) -> worker.Twin:
         """What its worker is told."""
         return worker.Twin(
@@ -80,6 +84,93 @@ class Kin:
             planned_to=self.planned_to,
             lineage=((self.number, NEVER_PARTS), *self.lineage),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """All twins of a run, and what they share. Replaced whole, never changed: readers take no lock."""
+
+    recipe: Recipe
+    text: bytes | None  # the visitor's own, if they learn one
+    members: dict[int, Kin]  # by their numbers, the base first
+    numbers: int = field(compare=False)  # that were given so far
+
+    @classmethod
+    def of(cls, recipe: Recipe, text: bytes | None, twins: Iterable[Kin]) -> Family:
+        """These."""
+        members = {one.number: one for one in twins}
+        return cls(recipe, text, members, 1 + max(members))
+
+    @property
+    def base(self) -> Kin:
+        """The one from which the others differ."""
+        return self.members[0]
+
+    @property
+    def share(self) -> Share:
+        """What they take of the server."""
+        return Share.of(self.recipe, len(self.members))
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """Their parts of the block."""
+        return tuple(one.lane for one in self.members.values())
+
+    def in_lanes(self, block: Block) -> dict[int, Lane]:
+        """The parts themselves, by the twins' numbers."""
+        return {number: block.lane(one.lane) for number, one in self.members.items()}
+
+    def for_worker(self) -> tuple[worker.Twin, ...]:
+        """What their worker is told."""
+        return tuple(one.for_worker() for one in self.members.values())
+
+    @property
+    def free_lane(self) -> int:
+        """For one more."""
+        return next(lane for lane in range(LANES) if lane not in self.lanes)
+
+    @property
+    def next_version(self) -> int:
+        """The first number for settings that none of them had yet."""
+        return 1 + max(one.version for one in self.members.values())
+
+    def other(self, number: int) -> Kin:
+        """A twin that may be changed or removed.
+
+        Raises:
+            SettingsError: it is the base, or gone.
+        """
+        if number == 0:
+            raise SettingsError("This is the base, from which the others differ. Change or remove one of them.")
+        if number not in self.members:
+            raise SettingsError("This twin is not there any more. Choose another one.")
+        return self.members[number]
+
+    def having(self, one: Kin) -> Family:
+        """With this twin, in place of the one that had its number."""
+        return replace(self, members=self.members | {one.number: one}, numbers=max(self.numbers, one.number + 1))
+
+    def without(self, number: int) -> Family:
+        """All but one; errors as for `other`."""
+        self.other(number)
+        return replace(self, members={other: one for other, one in self.members.items() if other != number})
+
+    def again(self) -> Family:
+        """At step 0, and with nothing behind them."""
+        return replace(self, members={number: one.again() for number, one in self.members.items()})
+
+    def following(self, knobs: Knobs) -> dict[int, Knobs]:
+        """The settings of those that get others when the base has these."""
+        wanted = {number: changed(self.recipe, knobs, one.changes)[0] for number, one in self.members.items()}
+        return {number: own for number, own in wanted.items() if own != self.members[number].knobs}
+
+    def turned(self, knobs: Mapping[int, Knobs], told: bool = True) -> Family:
+        """Under these settings from now on, with a label for people if it is `told`."""
+        now, version = dict(self.members), self.next_version
+        for number, own in knobs.items():
+            label = "; ".join(describe_change(now[number].knobs, own)) if told else ""
+            now[number] = now[number].turned(own, version, label)
+        return replace(self, members=now)
 
 
 def changed(recipe: Recipe, knobs: Knobs, changes: Mapping[str, Any]) -> tuple[Knobs, list[str]]:
@@ -143,60 +234,3 @@ def together(recipe: Recipe, knobs: Knobs, changes: Sequence[Mapping[str, Any]])
         for number, own in enumerate(changes, start=1)
     ]
     return first(knobs), *others
-
-
-def parting(
-    parent: Kin,
-    base: Kin,
-    number: int,
-    lane: int,
-    since: int,
-    changes: dict[str, Any],
-    recipe: Recipe,
-    turns: list[tuple[int, int]],
-    reached: int,
-    version: int,
-    behind: int,
-) -> Kin:
-    """A twin that parts from its parent after step `since`, and follows the base in everything but its changes.
-
-    Args:
-        turns: (first step, version) for each of the base's settings in the steps that the twin lacks.
-        reached: the newest of those steps, -1 if the run has none yet.
-        version: the first free number for its settings.
-        behind: the number of the parent's settings in step `since`.
-    """
-    plan: list[tuple[int, int]] = []
-    labels: list[tuple[int, str]] = []
-    versions: dict[int, Knobs] = {}
-    before = parent.versions.get(behind, parent.knobs)
-    for step, theirs in [*turns, (reached + 1, base.version)]:
-        knobs, _ = changed(recipe, base.versions.get(theirs, base.knobs), changes)
-        if versions and knobs == before:
-            continue
-        if versions or since:
-            labels.append((version, "; ".join(describe_change(before, knobs)) or "parted here"))
-        plan.append((step, version))
-        versions[version], before = knobs, knobs
-        version += 1
-    shared = {number: knobs for number, knobs in parent.versions.items() if since and number <= behind}
-    return Kin(
-        number=number,
-        lane=lane,
-        parent=parent.number,
-        since=since,
-        changes=changes,
-        versions=shared | versions,
-        labels=(*(mark for mark in parent.labels if mark[0] in shared), *labels),
-        plan=tuple(plan),
-        planned_to=reached,
-        lineage=((parent.number, since), *((who, min(until, since)) for who, until in parent.lineage)),
-    )
-
-
-def turns_in(rows: np.ndarray) -> list[tuple[int, int]]:
-    """When settings changed in these rows of a history: (first step, version) of each."""
-    if not len(rows):
-        return []
-    new = np.flatnonzero(np.diff(rows["version"].astype(np.int64), prepend=-1))
-    return [(int(rows["step"][place]), int(rows["version"][place])) for place in new]
