@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+pytest_plugins = ("tests.browsing",)  # its fixtures
 settings.register_profile(
     "moeviz", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
 )
 # `make mutants`: the same examples, but a mutant is dead as soon as one example fails; nobody reads the smallest one.
 settings.register_profile("mutants", settings.get_profile("moeviz"), phases=(Phase.explicit, Phase.generate))
 settings.load_profile("moeviz")
+
+
+@pytest.fixture(scope="module")
+def end_the_workers():
+    """For modules that run pages as scripts: those share a host, whose processes would outlive them."""
+    yield
+    from moeviz.ui import hosting
+
+    hosting.host().shutdown()
+    hosting.host.cache_clear()

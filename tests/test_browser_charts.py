@@ -12,17 +12,22 @@ import pytest
 from playwright.sync_api import expect
 
 from moeviz.live import assets
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    FEED,
-    address,
-    browser,
+from tests import browsing
+from tests.browsing import (
+    READY,
     button,
     choose,
+    drag,
+    drawn,
+    feed,
     look,
-    new_page,
+    pause,
+    run,
     serving,
     settle,
+    to_formulas_and_back,
     until,
+    watched_pages,
 )
 
 pytestmark = pytest.mark.browser
@@ -31,14 +36,10 @@ LINE = (11, 92, 173)  # theme.js, light
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def trained(page, steps, pause=True):
-    """Train up to at least this step."""
-    button(page, "Run").click()
-    until(page, f"m.step > {steps} && m.playing && !m.recorded")
-    if pause:
-        button(page, "Pause").click()
-        until(page, "!m.playing")
-        settle(page)
+def train(page, past):
+    """Train until after a step, and let the page come to rest."""
+    browsing.train(page, past)
+    settle(page)
 
 
 def slider(page):
@@ -47,11 +48,6 @@ def slider(page):
 
 def live_button(page):
     return page.get_by_role("button", name="Live", exact=True)
-
-
-def drawn(page):
-    """Wait until what was chosen has been drawn, which is at the next frame."""
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def show(page, step):
@@ -106,9 +102,9 @@ def colours(page, chart, wanted, left_of=None, right_of=None):
     )
 
 
-def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):  # noqa: F811
+def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):
     page = new_page("?token_dropping=expert", color_scheme="light")
-    trained(page, 120, pause=False)
+    run(page, 120)
     expect(live_button(page)).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="E8 holds")).to_be_visible()
 
@@ -144,16 +140,15 @@ def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):  # n
     until(page, "m.view.at === null")
     expect(page.get_by_role("button", name="E8 holds")).to_be_visible()
     expect(page.get_by_role("heading", name="Expert load now")).to_be_visible()
-    button(page, "Pause").click()
-    until(page, "!m.playing")
+    pause(page)
     settle(page)
     assert look(page, "bars") == entry(page, look(page, "store.count") - 1)["kept_load"]
     assert colours(page, "max_vio", LINE, right_of=60) > 20
 
 
-def test_settings_are_shown_as_they_were(new_page):  # noqa: F811
+def test_settings_are_shown_as_they_were(new_page):
     page = new_page()
-    trained(page, 20)
+    train(page, 20)
     choose(page, "Expert groups", "4")
     until(page, "m.store.knobs.num_groups === 4")
     button(page, "Step").click()
@@ -164,9 +159,9 @@ def test_settings_are_shown_as_they_were(new_page):  # noqa: F811
     assert tile(page, "groups / token") == ("1", "no groups")
 
 
-def test_the_time_bar_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):  # noqa: F811
+def test_the_time_bar_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):
     page = new_page()
-    trained(page, 30)
+    train(page, 30)
     last = look(page, "step")
     slider(page).focus()
     page.keyboard.press("ArrowLeft")
@@ -194,30 +189,29 @@ def test_the_time_bar_works_by_keyboard_and_keeps_its_keys_to_itself(new_page): 
     until(page, f"m.step === {last} + 1")
 
 
-def test_a_reset_is_shown_live_and_keeps_how_charts_are_drawn(new_page):  # noqa: F811
+def test_a_reset_is_shown_live_and_keeps_how_charts_are_drawn(new_page):
     page = new_page()
-    trained(page, 30)
+    train(page, 30)
     show(page, 10)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log values").check())
     button(page, "Reset").click()
     until(page, "m.step === 0 && m.epoch === 2 && m.view.at === null")
     assert look(page, "view.logValues") is True
     page.mouse.move(640, 500)  # away from what explains the button, and lies over the link
-    page.get_by_role("link", name="Formulas and code").click()
-    expect(page.get_by_role("heading", name="Formulas and code")).to_be_visible()
-    page.get_by_role("link", name="Playground").click()
+    to_formulas_and_back(page)
     until(page, "m.store.count > 0 && m.view.logValues && m.complete")
 
 
-def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(new_page):  # noqa: F811
+def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(new_page):
     page = new_page()
     until(page, "m.status === 'ready'")
-    page.evaluate(f"({FEED})(window.__moeviz.store, 1, 3000)")
+    feed(page, 1, 3000)
     until(page, "!m.recorded")
     assert page.evaluate("window.__moeviz.store.step[window.__moeviz.view.index(window.__moeviz.store)]") == 2999
     page.evaluate("window.__moeviz.view.set({ at: 1001 })")
     assert "step 1001" in page.locator(".time-bar .moment").inner_text()
-    page.evaluate(f"({FEED})(window.__moeviz.store, 3000, 9000); window.__moeviz.view.changed()")
+    feed(page, 3000, 9000)
+    page.evaluate("window.__moeviz.view.changed()")
     kept = page.evaluate("[...window.__moeviz.store.step.subarray(0, window.__moeviz.store.count)]")
     nearest = min(kept, key=lambda step: abs(step - 1001))
     assert nearest != 1001, "it was thinned away"
@@ -229,10 +223,10 @@ def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(new_page)
         until(page, f"m.view.at === {kept[place + by]}")
 
 
-def test_a_window_of_the_last_steps_turns_to_the_moment(new_page):  # noqa: F811
+def test_a_window_of_the_last_steps_turns_to_the_moment(new_page):
     page = new_page()
     until(page, "m.status === 'ready'")
-    page.evaluate(f"({FEED})(window.__moeviz.store, 1, 1500)")
+    feed(page, 1, 1500)
     page.get_by_role("button", name="last 200").click()
     show(page, 321)
     low, high = page.evaluate("window.__moeviz.view.range(window.__moeviz.store)")
@@ -241,9 +235,9 @@ def test_a_window_of_the_last_steps_turns_to_the_moment(new_page):  # noqa: F811
     expect(page.locator("[data-chart=loss] .readout")).to_contain_text("step 321")
 
 
-def test_hovering_one_chart_marks_its_step_on_all(new_page):  # noqa: F811
+def test_hovering_one_chart_marks_its_step_on_all(new_page):
     page = new_page()
-    trained(page, 60)
+    train(page, 60)
     box = page.locator("[data-chart=loss] .js-plotly-plot").bounding_box()
     page.mouse.move(box["x"] + 120, box["y"] + 70)
     until(page, "m.view.hover !== null")
@@ -276,7 +270,7 @@ def mean_by_hand(values, gaps, weight):
     return sum(w * value for w, value in zip(weights, steps, strict=True)) / sum(weights)
 
 
-def test_smoothing_is_the_debiased_mean_also_where_steps_are_missing(new_page):  # noqa: F811
+def test_smoothing_is_the_debiased_mean_also_where_steps_are_missing(new_page):
     page = new_page()
     values, gaps = [4.0, 1.0, 3.0, 2.5, 9.0, 2.0], [1, 1, 3, 1, 10, 2]
     steps = [sum(gaps[: k + 1]) - 1 for k in range(len(gaps))]
@@ -296,9 +290,9 @@ def readout(page, chart):
     return page.locator(f"[data-chart={chart}] .readout").inner_text()
 
 
-def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):  # noqa: F811
+def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):
     page = new_page("?token_dropping=expert", color_scheme="light")
-    trained(page, 100)
+    train(page, 100)
     key = page.locator("[data-chart=max_vio] .key")
     assert key.inner_text().split("\n")[0].strip().startswith("this run"), "raw unless somebody asks"
     assert "smoothed 0.94" in page.locator("[data-chart=loss] .key").inner_text()
@@ -323,9 +317,9 @@ def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):  # noqa:
     assert readout(page, "loss") == usual
 
 
-def test_the_menu_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):  # noqa: F811
+def test_the_menu_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):
     page = new_page()
-    trained(page, 20)
+    train(page, 20)
     last = look(page, "step")
     page.get_by_role("button", name="Charts").focus()
     page.keyboard.press("Enter")
@@ -368,9 +362,9 @@ def line_at(page, chart, step, value):
     )
 
 
-def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):  # noqa: F811
+def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):
     page = new_page("?preset=loss_free", color_scheme="light")
-    trained(page, 150)
+    train(page, 150)
     values = page.evaluate("[...window.__moeviz.store.max_vio.subarray(0, window.__moeviz.store.count)]")
     steps = (1, 2, 5, 30, 100, 150)
     assert all(line_at(page, "max_vio", step, values[step]) for step in steps)
@@ -395,10 +389,7 @@ def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):  # noqa: F811
 
     # A zoom by hand is one of steps, not of their logarithms.
     box = page.locator("[data-chart=loss] .js-plotly-plot").bounding_box()
-    page.mouse.move(box["x"] + 120, box["y"] + 70)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 200, box["y"] + 70, steps=4)
-    page.mouse.up()
+    drag(page, (box["x"] + 120, box["y"] + 70), (box["x"] + 200, box["y"] + 70))
     until(page, "m.view.zoom !== null")
     low, high = look(page, "view.zoom")
     assert 2 < low < high < 200
@@ -432,9 +423,9 @@ def heat_is_where_its_step_is(page):
     )
 
 
-def test_zeros_on_a_log_axis_are_said_and_harm_nothing(new_page):  # noqa: F811
+def test_zeros_on_a_log_axis_are_said_and_harm_nothing(new_page):
     page = new_page("?num_experts=4&token_dropping=expert&capacity_factor=4")
-    trained(page, 30)
+    train(page, 30)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log values").check())
     expect(page.get_by_text("Nothing is dropped: 0 has no place on a log axis.")).to_be_visible()
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log steps").check())
@@ -445,9 +436,9 @@ def test_zeros_on_a_log_axis_are_said_and_harm_nothing(new_page):  # noqa: F811
     assert look(page, "lastError") == ""
 
 
-def test_drawing_pauses_while_data_come_and_catches_up(new_page):  # noqa: F811
+def test_drawing_pauses_while_data_come_and_catches_up(new_page):
     page = new_page()
-    trained(page, 40, pause=False)
+    run(page, 40)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Pause drawing").check())
     until(page, "m.view.until !== null")
     held = look(page, "view.until")
@@ -468,24 +459,23 @@ def test_drawing_pauses_while_data_come_and_catches_up(new_page):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def saved(browser, address, tmp_path_factory):  # noqa: F811
+def saved(browser, address, tmp_path_factory):
     """Every chart in both formats: (chart, format) -> path."""
-    folder = tmp_path_factory.mktemp("charts")
-    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    page.goto(address + "?token_dropping=expert&num_groups=4")
-    until(page, "m && m.drawn > 0 && m.complete && m.status === 'ready'")
-    trained(page, 60)
-    show(page, 50)
-    page.get_by_role("button", name="Charts").click()
-    paths = {}
-    for chart in CHARTS:
-        page.get_by_role("combobox", name="Chart to save").select_option(chart)
-        for kind in ("png", "svg"):
-            with page.expect_download() as download:
-                page.get_by_role("button", name=f"Save as {kind.upper()}").click()
-            paths[chart, kind] = folder / download.value.suggested_filename
-            download.value.save_as(paths[chart, kind])
-    page.context.close()
+    folder, paths = tmp_path_factory.mktemp("charts"), {}
+    with watched_pages(browser, "saved") as watch:
+        page = watch(address)
+        page.goto(address + "?token_dropping=expert&num_groups=4")
+        until(page, f"{READY} && m.complete")
+        train(page, 60)
+        show(page, 50)
+        page.get_by_role("button", name="Charts").click()
+        for chart in CHARTS:
+            page.get_by_role("combobox", name="Chart to save").select_option(chart)
+            for kind in ("png", "svg"):
+                with page.expect_download() as download:
+                    page.get_by_role("button", name=f"Save as {kind.upper()}").click()
+                paths[chart, kind] = folder / download.value.suggested_filename
+                download.value.save_as(paths[chart, kind])
     return paths
 
 
@@ -521,7 +511,7 @@ def test_a_png_has_twice_the_pixels_of_the_chart(saved, chart):
     assert struct.unpack(">II", data[16:24]) == (2 * int(root.get("width")), 2 * int(root.get("height")))
 
 
-def test_lines_in_a_file_are_those_of_the_screen(new_page, saved):  # noqa: F811
+def test_lines_in_a_file_are_those_of_the_screen(new_page, saved):
     """The SVG, painted by the browser, against the PNG, which is the canvas itself."""
     page = new_page()
     for chart in CHARTS:
@@ -575,15 +565,15 @@ else:
 """
 
 
-def test_a_branch_is_asked_for_at_the_step_shown(browser, tmp_path):  # noqa: F811
+def test_a_branch_is_asked_for_at_the_step_shown(watch, tmp_path):
     script = tmp_path / "branching.py"
     script.write_text(BRANCHING)
-    with serving(app=str(script)) as address:  # noqa: F811
-        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    with serving(str(script)) as address:
+        page = watch(address, viewport={"width": 1280, "height": 900})
         page.goto(address)
-        until(page, "m && m.drawn > 0 && m.status === 'ready'")
+        until(page, READY)
         branch = page.get_by_role("button", name="Branch from here")
-        trained(page, 40)
+        train(page, 40)
         expect(branch).to_be_hidden()
         expect(page.get_by_text("branch: None")).to_be_visible()
         show(page, 25)
@@ -593,10 +583,10 @@ def test_a_branch_is_asked_for_at_the_step_shown(browser, tmp_path):  # noqa: F8
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_the_past_and_the_menu_fit(new_page, scheme):  # noqa: F811
+def test_on_a_phone_the_past_and_the_menu_fit(new_page, scheme):
     page = new_page(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
-    trained(page, 30)
+    train(page, 30)
     show(page, 12)
     page.get_by_role("button", name="Charts").click()
     box = page.get_by_role("dialog", name="How charts are drawn").bounding_box()

@@ -3,89 +3,44 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from moeviz.live.twins import decode_twins
-from tests.test_browser import ARTIFACTS, ROOT, SECOND, _wait_for, browser, free_port, look, until  # noqa: F401
+from tests import browsing
+from tests.browsing import button, drag, drawn, look, until
 
 pytestmark = pytest.mark.browser
 THREE = [{"u": 0.03}, {"gating": "softmax"}, {"bias_rule": "none"}]
 SHARED = ["max_vio", "loss", "difference", "spread", "dropped", "routed"]
 
 
-@contextmanager
-def serving() -> Iterator[str]:
-    """The page of tests/compare_page.py; gives its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "tests/compare_page.py", f"--server.port={port}"]
-    server = subprocess.Popen(
-        [*command, "--server.address=127.0.0.1"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        printed = server.communicate(timeout=30)[0].decode()
-    assert "Traceback" not in printed, printed
-
-
 @pytest.fixture(scope="module")
-def address():
-    with serving() as address:
-        yield address
+def app():
+    return "tests/compare_page.py"
 
 
 @pytest.fixture
-def new_page(browser, address, request):  # noqa: F811
-    """Opens pages of runs, and fails the test if one logs an error."""
-    faults, pages = [], []
+def compare(new_page):
+    """Opens pages of runs with twins."""
 
     def open_page(size=(1280, 800), scheme="light", **settings):
-        options = {"viewport": dict(zip(("width", "height"), size, strict=True)), "color_scheme": scheme}
-        page = browser.new_context(**options).new_page()
-        page.set_default_timeout(60 * SECOND)
-        page.on("pageerror", lambda error: faults.append(f"error on the page: {error}"))
-        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         asked = {name: value if isinstance(value, str) else json.dumps(value) for name, value in settings.items()}
-        page.goto(f"{address}?{urllib.parse.urlencode(asked)}")
-        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0 && window.__moeviz.complete")
-        pages.append(page)
-        return page
+        viewport = dict(zip(("width", "height"), size, strict=True))
+        return new_page(f"?{urllib.parse.urlencode(asked)}", viewport=viewport, color_scheme=scheme)
 
-    yield open_page
-    for number, page in enumerate(pages):
-        ARTIFACTS.mkdir(exist_ok=True)
-        page.screenshot(path=ARTIFACTS / f"{request.node.name}-{number}.png")
-        page.context.close()
-    assert not faults
+    return open_page
 
 
-def press(page, name):
-    page.get_by_role("button", name=re.compile(rf"^{name}\b")).first.click()
-
-
-def train(page, steps):
-    """Run for so many steps at least, and wait until the page shows all of them."""
-    press(page, "Run")
-    until(page, f"m.step >= {steps}")
-    press(page, "Pause")
-    until(page, "!m.playing")
+def train(page, past):
+    """Train until after a step, and wait until the page shows all of every twin."""
+    browsing.train(page, past)
     until(page, "m.twins.every(lane => lane.said.diverged || lane.store.lastStep === m.step)")
+    drawn(page)
 
 
 def on_server(page):
@@ -111,10 +66,6 @@ def numbers(page, name):
     )
 
 
-def box_of(locator):
-    return locator.bounding_box()
-
-
 def plot(page, chart):
     return page.locator(f"article[data-chart={chart}] .plot")
 
@@ -125,15 +76,15 @@ def small(page, chart, name):
 
 def hover_share(page, chart, share):
     """Point at a place between the left and the right end of a shared chart's axis; gives the step under it."""
-    box = box_of(plot(page, chart))
+    box = plot(page, chart).bounding_box()
     left, right = box["x"] + 42, box["x"] + box["width"] - 26
     page.mouse.move(left + share * (right - left), box["y"] + 0.4 * box["height"])
     until(page, "m.view.hover !== null && m.view.hover.step !== undefined")
     return look(page, "view.hover.step")
 
 
-def test_each_column_shows_the_numbers_that_the_server_has(new_page):
-    page = new_page(twins=THREE)
+def test_each_column_shows_the_numbers_that_the_server_has(compare):
+    page = compare(twins=THREE)
     train(page, 60)
     overview, rows = on_server(page)
     assert [said["name"] for said in overview["twins"]] == list("ABCD")
@@ -152,8 +103,8 @@ def test_each_column_shows_the_numbers_that_the_server_has(new_page):
     assert look(page, "lastError") == ""
 
 
-def test_headings_say_what_differs_and_where_twins_parted(new_page):
-    page = new_page(twins=[{"u": 0.03}, {"u": 0.003}])
+def test_headings_say_what_differs_and_where_twins_parted(compare):
+    page = compare(twins=[{"u": 0.03}, {"u": 0.003}])
     train(page, 30)
     overview, rows = on_server(page)
     expect(head(page, "A")).to_contain_text("base")
@@ -172,15 +123,15 @@ def test_headings_say_what_differs_and_where_twins_parted(new_page):
     assert np.isnan(rows["A"]["routed_differently"]).all()
 
 
-def test_columns_are_aligned_share_their_scale_and_fit_the_window(new_page):
-    page = new_page(twins=THREE)
+def test_columns_are_aligned_share_their_scale_and_fit_the_window(compare):
+    page = compare(twins=THREE)
     train(page, 40)
     for chart in ("load", "history"):
-        boxes = [box_of(small(page, chart, name)) for name in "ABCD"]
+        boxes = [small(page, chart, name).bounding_box() for name in "ABCD"]
         assert len({(round(box["y"]), round(box["width"]), round(box["height"])) for box in boxes}) == 1
         lefts = [box["x"] for box in boxes]
         assert lefts == sorted(lefts)
-        assert [round(box_of(head(page, name))["x"]) for name in "ABCD"] == [round(left) for left in lefts]
+        assert [round(head(page, name).bounding_box()["x"]) for name in "ABCD"] == [round(left) for left in lefts]
     top = look(page, "scale[1]")
     highest = page.evaluate("Math.max(...[...window.__moeviz.columns.values()].flatMap(c => c.panels[0].now.loads))")
     assert highest < top <= 2.5 * highest
@@ -188,7 +139,7 @@ def test_columns_are_aligned_share_their_scale_and_fit_the_window(new_page):
         page.evaluate("new Set([...window.__moeviz.columns.values()].map(c => c.panels[0].extent.range[1])).size") == 1
     )
     for name in SHARED:
-        box = box_of(plot(page, name))
+        box = plot(page, name).bounding_box()
         assert box["y"] + box["height"] <= 800
         assert box["x"] + box["width"] <= 1280
 
@@ -212,8 +163,8 @@ def painted_height(page, name, expert):
     )
 
 
-def test_equal_loads_of_different_twins_are_painted_equally_high(new_page):
-    page = new_page(twins=[{"gating": "softmax"}])
+def test_equal_loads_of_different_twins_are_painted_equally_high(compare):
+    page = compare(twins=[{"gating": "softmax"}])
     train(page, 100)
     _, rows = on_server(page)
     top = look(page, "scale[1]")
@@ -224,12 +175,12 @@ def test_equal_loads_of_different_twins_are_painted_equally_high(new_page):
     assert rows["B"]["load"][-1].max() < 0.8 * rows["A"]["load"][-1].max(), "a scale of its own would show"
 
 
-def test_pointing_at_one_chart_marks_the_step_on_all_and_reads_every_twin(new_page):
-    page = new_page(twins=THREE)
+def test_pointing_at_one_chart_marks_the_step_on_all_and_reads_every_twin(compare):
+    page = compare(twins=THREE)
     train(page, 60)
     _, rows = on_server(page)
     step = hover_share(page, "routed", 0.5)
-    assert 10 < step < 60
+    assert 10 < step < look(page, "step")
     for name in SHARED:
         expect(plot(page, name).locator(".cursor")).to_be_visible()
         if name != "dropped":  # there a sentence says that dropping is off
@@ -254,36 +205,34 @@ def smoothed(values, step):
     return sum(weight * float(value) for weight, value in zip(weights, values, strict=False)) / sum(weights)
 
 
-@pytest.mark.parametrize(("figure", "column"), [("task loss", "task_loss"), ("MaxVio", "max_vio")])
-def test_the_difference_is_the_twin_minus_the_base(new_page, figure, column):
-    page = new_page(twins=THREE[:2])
+def test_the_difference_is_the_twin_minus_the_base(compare):
+    page = compare(twins=THREE[:2])
     train(page, 50)
-    page.get_by_label("Figure").select_option(label=figure)
     _, rows = on_server(page)
-    step = hover_share(page, "difference", 0.6)
-    read = plot(page, "difference").locator(".readout").inner_text().replace("−", "-").splitlines()
-    base = smoothed(rows["A"][column][:, 0], step)
-    for line, name in zip(read[1:], "BC", strict=True):
-        expected = smoothed(rows[name][column][:, 0], step) - base
-        assert float(line.split()[1]) == pytest.approx(expected, rel=0.02, abs=2e-4)
+    for figure, column in (("MaxVio", "max_vio"), ("task loss", "task_loss")):
+        page.get_by_label("Figure").select_option(label=figure)
+        step = hover_share(page, "difference", 0.6)
+        drawn(page)
+        read = plot(page, "difference").locator(".readout").inner_text().replace("−", "-").splitlines()
+        base = smoothed(rows["A"][column][:, 0], step)
+        for line, name in zip(read[1:], "BC", strict=True):
+            expected = smoothed(rows[name][column][:, 0], step) - base
+            assert float(line.split()[1]) == pytest.approx(expected, rel=0.02, abs=2e-4), figure
     expect(plot(page, "difference")).to_have_attribute("aria-label", re.compile("Difference from A, .* at step"))
 
 
-def test_zoom_is_shared_and_stays_while_training_goes_on(new_page):
-    page = new_page(twins=THREE[:1])
+def test_zoom_is_shared_and_stays_while_training_goes_on(compare):
+    page = compare(twins=THREE[:1])
     train(page, 60)
-    box = box_of(plot(page, "loss"))
+    box = plot(page, "loss").bounding_box()
     left, right = box["x"] + 42, box["x"] + box["width"] - 26
     middle = box["y"] + 0.5 * box["height"]
-    page.mouse.move(left + 0.3 * (right - left), middle)
-    page.mouse.down()
-    page.mouse.move(left + 0.6 * (right - left), middle, steps=5)
-    page.mouse.up()
+    drag(page, (left + 0.3 * (right - left), middle), (left + 0.6 * (right - left), middle))
     until(page, "m.view.zoom !== null")
     low, high = look(page, "view.zoom")
-    assert 10 < low < high < 60
     before = look(page, "step")
-    press(page, "Run")
+    assert before / 6 < low < high < before
+    button(page, "Run").click()
     until(page, f"m.step > {before} + 20")
     assert look(page, "view.zoom") == [low, high]
     page.wait_for_function(
@@ -294,10 +243,10 @@ def test_zoom_is_shared_and_stays_while_training_goes_on(new_page):
     until(page, "m.view.zoom === null")
 
 
-def test_a_chosen_expert_is_chosen_for_all_twins(new_page):
-    page = new_page(twins=THREE[:1])
+def test_a_chosen_expert_is_chosen_for_all_twins(compare):
+    page = compare(twins=THREE[:1])
     train(page, 20)
-    box = box_of(small(page, "load", "B"))
+    box = small(page, "load", "B").bounding_box()
     width = box["width"] - 35
     page.mouse.click(box["x"] + 32 + (5.5 / 16) * width, box["y"] + 40)
     until(page, "m.view.expert === 5")
@@ -306,8 +255,8 @@ def test_a_chosen_expert_is_chosen_for_all_twins(new_page):
     until(page, "m.view.expert === -1")
 
 
-def test_layers_are_chosen_for_all_charts(new_page):
-    page = new_page(twins=THREE[:1], layers="2")
+def test_layers_are_chosen_for_all_charts(compare):
+    page = compare(twins=THREE[:1], layers="2")
     train(page, 30)
     _, rows = on_server(page)
     page.get_by_label("Layer").select_option("1")
@@ -318,8 +267,8 @@ def test_layers_are_chosen_for_all_charts(new_page):
     assert look(page, "columns.get(1).panels[0].now.loads") == rows["B"]["load"][-1, 16:].tolist()
 
 
-def test_a_twin_that_diverges_says_so_and_the_others_go_on(new_page):
-    page = new_page(twins=[{"learning_rate": 1e30}, {"u": 0.03}])
+def test_a_twin_that_diverges_says_so_and_the_others_go_on(compare):
+    page = compare(twins=[{"learning_rate": 1e30}, {"u": 0.03}])
     train(page, 40)
     expect(head(page, "B")).to_contain_text("Training diverged at step")
     expect(head(page, "B")).to_have_class(re.compile("still"))
@@ -329,11 +278,11 @@ def test_a_twin_that_diverges_says_so_and_the_others_go_on(new_page):
     assert look(page, "lastError") == ""
 
 
-def test_a_run_alone_says_how_to_add_a_twin_and_one_that_comes_gets_a_column(new_page):
-    page = new_page()
+def test_a_run_alone_says_how_to_add_a_twin_and_one_that_comes_gets_a_column(compare):
+    page = compare()
     expect(page.get_by_text("A is alone. Add a twin")).to_be_visible()
     train(page, 80)
-    press(page, "Add twin")
+    button(page, "Add twin").click()
     until(page, "m.twins.length === 2 && m.twins[1].store.lastStep === m.step")
     expect(page.get_by_text("A is alone.")).to_be_hidden()
     expect(head(page, "B")).to_contain_text("gating sigmoid → softmax")
@@ -341,14 +290,14 @@ def test_a_run_alone_says_how_to_add_a_twin_and_one_that_comes_gets_a_column(new
     assert look(page, "columns.get(1).panels[0].now.loads") == rows["B"]["load"][-1].tolist()
 
 
-def test_a_twin_that_goes_leaves_the_others_their_letters_and_looks(new_page):
-    page = new_page(twins=THREE)
+def test_a_twin_that_goes_leaves_the_others_their_letters_and_looks(compare):
+    page = compare(twins=THREE)
     train(page, 20)
-    press(page, "Remove B")
+    button(page, "Remove B").click()
     until(page, "m.twins.length === 3")
     expect(page.locator("article.twin .letter")).to_have_text([re.compile("A"), re.compile("C"), re.compile("D")])
     expect(page.locator("article.twin").nth(1)).to_have_attribute("data-look", "C")
-    press(page, "Add twin")
+    button(page, "Add twin").click()
     until(page, "m.twins.length === 4")
     expect(page.locator("article.twin").nth(3)).to_have_attribute("data-look", "B")
     columns = page.locator(".small[data-chart=load]").evaluate_all(
@@ -357,18 +306,18 @@ def test_a_twin_that_goes_leaves_the_others_their_letters_and_looks(new_page):
     assert columns == "ACDB"
 
 
-def test_another_beginning_starts_all_twins_anew(new_page):
-    page = new_page(twins=THREE[:1])
+def test_another_beginning_starts_all_twins_anew(compare):
+    page = compare(twins=THREE[:1])
     train(page, 30)
-    press(page, "Reset")
+    button(page, "Reset").click()
     until(page, "m.epoch === 2 && m.step === 0 && m.twins.length === 2")
     train(page, 10)
     _, rows = on_server(page)
     assert look(page, "twins[1].store.count") == len(rows["B"]["step"])
 
 
-def test_charts_say_in_words_what_they_show(new_page):
-    page = new_page(twins=THREE[:1])
+def test_charts_say_in_words_what_they_show(compare):
+    page = compare(twins=THREE[:1])
     train(page, 30)
     step = look(page, "step")
     expect(small(page, "load", "B")).to_have_attribute(
@@ -379,8 +328,8 @@ def test_charts_say_in_words_what_they_show(new_page):
     expect(page.get_by_role("article", name="Twin B: u 0.003 → 0.03")).to_be_visible()
 
 
-def test_columns_are_chosen_by_keyboard(new_page):
-    page = new_page(twins=THREE[:1])
+def test_columns_are_chosen_by_keyboard(compare):
+    page = compare(twins=THREE[:1])
     letter = page.get_by_role("button", name="■ B", exact=True)
     letter.focus()
     page.keyboard.press("Space")
@@ -397,14 +346,14 @@ def test_columns_are_chosen_by_keyboard(new_page):
 
 
 @pytest.mark.parametrize("size", [(1024, 768), (390, 844)])
-def test_nothing_is_wider_than_the_window(new_page, size):
-    page = new_page(size, "dark", twins=THREE)
+def test_nothing_is_wider_than_the_window(compare, size):
+    page = compare(size, "dark", twins=THREE)
     train(page, 20)
     assert page.evaluate(
         "document.querySelector('.moeviz').scrollWidth <= document.querySelector('.moeviz').clientWidth"
     )
     for name in "ABCD":
-        box = box_of(small(page, "load", name))
+        box = small(page, "load", name).bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size[0]
         ratio = small(page, "load", name).evaluate("p => p.querySelector('canvas').width / p.clientWidth")
@@ -421,8 +370,8 @@ def slide_to(page, step):
     until(page, f"m.view.at === {step}")
 
 
-def test_every_panel_shows_the_moment_that_is_chosen(new_page):
-    page = new_page(twins=THREE[:1])
+def test_every_panel_shows_the_moment_that_is_chosen(compare):
+    page = compare(twins=THREE[:1])
     train(page, 30)
     _, rows = on_server(page)
     step = look(page, "step") - 12
@@ -441,8 +390,8 @@ def test_every_panel_shows_the_moment_that_is_chosen(new_page):
     expect(page.get_by_text("Expert load now")).to_be_visible()
 
 
-def test_before_they_parted_twins_were_identical(new_page):
-    page = new_page(twins=[{"u": 0.03}])
+def test_before_they_parted_twins_were_identical(compare):
+    page = compare(twins=[{"u": 0.03}])
     train(page, 8)
     parted = on_server(page)[0]["twins"][1]["parted"]["step"]
     slide_to(page, parted - 1)
@@ -451,8 +400,8 @@ def test_before_they_parted_twins_were_identical(new_page):
     assert numbers(page, "A") == numbers(page, "B")
 
 
-def test_a_branch_begins_at_the_step_and_from_the_twin_that_are_chosen(new_page):
-    page = new_page(twins=THREE[:1])
+def test_a_branch_begins_at_the_step_and_from_the_twin_that_are_chosen(compare):
+    page = compare(twins=THREE[:1])
     train(page, 20)
     expect(page.get_by_role("button", name="Branch from A here")).to_be_hidden()
     step = look(page, "step") - 5
@@ -462,12 +411,12 @@ def test_a_branch_begins_at_the_step_and_from_the_twin_that_are_chosen(new_page)
     expect(page.get_by_text(f'Branch: {{"step": {step}, "twin": 1}}')).to_be_visible()
 
 
-def test_a_branch_has_no_past_before_it_began(new_page):
-    page = new_page()
+def test_a_branch_has_no_past_before_it_began(compare):
+    page = compare()
     train(page, 30)
     page.get_by_label("Since").fill("20")
     page.get_by_label("Since").press("Enter")
-    press(page, "Add twin")
+    button(page, "Add twin").click()
     until(page, "m.twins.length === 2 && m.twins[1].store.lastStep === m.step")
     expect(head(page, "B")).to_contain_text("gating sigmoid → softmax, from A at step 20")
     assert look(page, "twins[1].store.step[0]") == 20
@@ -477,8 +426,8 @@ def test_a_branch_has_no_past_before_it_began(new_page):
     assert look(page, "lastError") == ""
 
 
-def test_smoothing_is_chosen_for_all_twins(new_page):
-    page = new_page(twins=THREE[:1])
+def test_smoothing_is_chosen_for_all_twins(compare):
+    page = compare(twins=THREE[:1])
     train(page, 30)
     _, rows = on_server(page)
     page.get_by_role("button", name="Charts").click()
@@ -491,16 +440,16 @@ def test_smoothing_is_chosen_for_all_twins(new_page):
         assert float(line.split()[1]) == pytest.approx(rows[name]["max_vio"][index, 0], rel=0.01)
 
 
-@pytest.mark.parametrize("chart", ["Expert load now, twin B", "Load history, twin A", "MaxVio"])
-def test_every_chart_can_be_saved(new_page, chart):
-    page = new_page(twins=THREE[:1])
+def test_every_chart_can_be_saved(compare):
+    page = compare(twins=THREE[:1])
     train(page, 10)
-    for kind, begin in (("PNG", b"\x89PNG"), ("SVG", b"<svg")):
-        page.get_by_role("button", name="Charts").click()
-        page.get_by_label("Chart to save").select_option(label=chart)
-        with page.expect_download() as download:
-            page.get_by_role("button", name=f"Save as {kind}").click()
-        content = download.value.path().read_bytes()
-        assert content.startswith(begin)
-        assert len(content) > 1000
-        page.keyboard.press("Escape")
+    for chart in ("Expert load now, twin B", "Load history, twin A", "MaxVio"):
+        for kind, begin in (("PNG", b"\x89PNG"), ("SVG", b"<svg")):
+            page.get_by_role("button", name="Charts").click()
+            page.get_by_label("Chart to save").select_option(label=chart)
+            with page.expect_download() as download:
+                page.get_by_role("button", name=f"Save as {kind}").click()
+            content = download.value.path().read_bytes()
+            assert content.startswith(begin), chart
+            assert len(content) > 1000, chart
+            page.keyboard.press("Escape")

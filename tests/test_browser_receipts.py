@@ -10,13 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from moeviz import receipt
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    address,
-    browser,
-    button,
-    new_page,
-    until,
-)
+from tests.browsing import button, run_to, until
 
 pytestmark = pytest.mark.browser
 
@@ -24,15 +18,6 @@ pytestmark = pytest.mark.browser
 def open_receipts(page):
     page.locator(".st-key-receipt button:visible").click()
     expect(page.get_by_role("tab", name="This run")).to_be_visible()
-
-
-def train(page, steps):
-    button(page, "Run to").click()
-    page.get_by_label("Step", exact=True).fill(str(steps))
-    page.get_by_label("Step", exact=True).press("Tab")
-    page.get_by_role("button", name="Run to this step").click()
-    until(page, f"m.step === {steps} && !m.playing")
-    page.keyboard.press("Escape")
 
 
 def taken(page):
@@ -49,9 +34,9 @@ def check(page, text):
     page.get_by_role("button", name="Train it again here").click()
 
 
-def test_a_receipt_is_shown_and_confirmed_and_a_doctored_one_is_told_apart(new_page):  # noqa: F811
+def test_a_receipt_is_shown_and_confirmed_and_a_doctored_one_is_told_apart(new_page):
     page = new_page("?seed=3&balancing=loss_free")
-    train(page, 60)
+    run_to(page, 60)
     open_receipts(page)
     name, text = taken(page)
     issued = receipt.from_json(text)
@@ -73,9 +58,9 @@ def test_a_receipt_is_shown_and_confirmed_and_a_doctored_one_is_told_apart(new_p
     until(page, "m.step === 60")
 
 
-def test_a_check_shows_how_far_it_is_and_can_be_cancelled(new_page):  # noqa: F811
+def test_a_check_shows_how_far_it_is_and_can_be_cancelled(new_page):
     page = new_page("?seed=4")
-    train(page, 5)
+    run_to(page, 5)
     open_receipts(page)
     _, text = taken(page)
     check(page, json.dumps(json.loads(text) | {"steps": 1_000_000}))
@@ -85,9 +70,9 @@ def test_a_check_shows_how_far_it_is_and_can_be_cancelled(new_page):  # noqa: F8
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
 
 
-def test_a_copied_hash_is_whole_also_where_only_its_beginning_fits(new_page):  # noqa: F811
+def test_a_copied_hash_is_whole_also_where_only_its_beginning_fits(new_page):
     page = new_page("?seed=5", permissions=["clipboard-read", "clipboard-write"])
-    train(page, 5)
+    run_to(page, 5)
     page.set_viewport_size({"width": 390, "height": 844})
     open_receipts(page)
     box = page.locator(".st-key-receipt_copy_last")
@@ -101,7 +86,7 @@ def test_a_copied_hash_is_whole_also_where_only_its_beginning_fits(new_page):  #
 
 
 @pytest.mark.parametrize("playing", [False, True])
-def test_the_transport_stands_in_one_row(new_page, playing):  # noqa: F811
+def test_the_transport_stands_in_one_row(new_page, playing):
     page = new_page("?seed=6")
     if playing:
         button(page, "Run").click()

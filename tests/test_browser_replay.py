@@ -15,16 +15,8 @@ from playwright.sync_api import expect
 from moeviz import export
 from moeviz.config import Knobs, Recipe
 from moeviz.live import replay
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    ARTIFACTS,
-    SECOND,
-    address,
-    browser,
-    button,
-    look,
-    new_page,
-)
-from tests.test_browser import until as until_on_the_playground
+from tests import browsing
+from tests.browsing import SECOND, button, look
 from tests.test_replay import HOSTILE, told_in
 
 pytestmark = pytest.mark.browser
@@ -53,34 +45,18 @@ def trained():
 
 
 @pytest.fixture
-def open_replay(browser, tmp_path, request):  # noqa: F811
-    """Opens replays from the disk, offline; a logged error or any request fails the test."""
-    faults, pages = [], []
+def open_replay(watch, tmp_path):
+    """Opens replays from the disk, offline; a warning or any request fails the test too."""
 
     def open_file(content, **options):
-        path = tmp_path / f"replay-{len(pages)}.html"
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.html"
         path.write_bytes(content)
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}, "offline": True} | options))
-        page = context.new_page()
-        page.set_default_timeout(60 * SECOND)
-        page.on("pageerror", lambda error: faults.append(f"error on the page: {error}"))
-        page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("request", lambda asked: faults.append(asked.url) if _is_a_request(asked.url, path) else None)
-        pages.append(page)
+        page = watch(path.as_uri(), ("error", "warning"), **{"offline": True} | options)
         page.goto(path.as_uri())
         until(page, "m?.complete")
         return page
 
-    yield open_file
-    for number, page in enumerate(pages):
-        ARTIFACTS.mkdir(exist_ok=True)
-        page.screenshot(path=ARTIFACTS / f"{request.node.name}-{number}.png")
-        page.context.close()
-    assert not faults
-
-
-def _is_a_request(url, path):
-    return url != path.as_uri() and not url.startswith(("data:", "blob:"))
+    return open_file
 
 
 def until(page, condition):
@@ -274,26 +250,22 @@ def test_a_chart_can_be_saved_from_it(open_replay, trained):
     expect(page.get_by_text("Pause drawing")).to_be_hidden()
 
 
-def test_a_damaged_file_says_so(browser, tmp_path, trained):  # noqa: F811
+def test_a_damaged_file_says_so(watch, tmp_path, trained):
     content = replay.html([trained], title="A run")
     message = re.search(rb'"message":"(.{40})', content)[1]
     path = tmp_path / "damaged.html"
     path.write_bytes(content.replace(message, b"A" * 40))
-    page = browser.new_page()
+    page = watch(path.as_uri(), ("error", "warning"), offline=True)
     page.goto(path.as_uri())
     expect(page.get_by_role("status")).to_contain_text("cannot be read: the file is damaged", timeout=60 * SECOND)
-    page.close()
 
 
-def test_the_playground_gives_what_it_shows(new_page, open_replay):  # noqa: F811
+def test_the_playground_gives_what_it_shows(new_page, open_replay):
     page = new_page("?seed=5")
-    button(page, "Run").click()
-    until_on_the_playground(page, "m.step > 40 && m.playing")
-    button(page, "Pause").click()
-    until_on_the_playground(page, "!m.playing")
+    browsing.train(page, 40)
     button(page, "download icon").click()
     step = int(re.search(r"Up to step (\d+)\.", page.get_by_text("Up to step").inner_text())[1])
-    until_on_the_playground(page, f"m.step === {step}")
+    browsing.until(page, f"m.step === {step}")
     loads, files = look(page, "bars"), {}
     for label in ("Replay", "Steps as CSV", "Steps as Parquet", "Settings as JSON"):
         with page.expect_download() as saved:

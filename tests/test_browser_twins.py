@@ -8,31 +8,14 @@ from playwright.sync_api import TimeoutError, expect
 
 from moeviz.config import Knobs, Recipe
 from moeviz.engine import Twins
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    SECOND,
-    address,
-    browser,
-    button,
-    look,
-    new_page,
-    until,
-)
+from tests.browsing import SECOND, look, run_to, to, until
 
 pytestmark = pytest.mark.browser
 
 
 def to_compare(page):
-    page.get_by_role("link", name="Compare", exact=True).first.click()
+    to(page, "Compare")
     until(page, "m.columns && m.complete && m.twins.length > 0")
-
-
-def run_to(page, step):
-    button(page, "Run to").click()
-    page.get_by_role("spinbutton", name="Step", exact=True).fill(str(step))
-    page.get_by_role("spinbutton", name="Step", exact=True).press("Enter")
-    page.get_by_role("button", name="Run to this step").click()
-    page.keyboard.press("Escape")
-    until(page, f"m.step === {step} && !m.playing")
 
 
 def add_twin(page, setting, value):
@@ -68,7 +51,7 @@ def loads_of(page, twin, step):
     )
 
 
-def test_twins_start_alike_and_show_what_the_engine_computes(new_page):  # noqa: F811
+def test_twins_start_alike_and_show_what_the_engine_computes(new_page):
     page = new_page("?bias_rule=sign&speed=max")
     to_compare(page)
     # Both pages bring their modules, which remember things: there must be one of each all the same.
@@ -95,7 +78,7 @@ def test_twins_start_alike_and_show_what_the_engine_computes(new_page):  # noqa:
     until(page, "m && m.twins && m.twins.length === 3 && m.twins.every((twin) => twin.store.lastStep === 60)")
 
 
-def test_the_lock_refuses_a_second_difference(new_page):  # noqa: F811
+def test_the_lock_refuses_a_second_difference(new_page):
     page = new_page("?bias_rule=sign&twins=u:0.1")
     to_compare(page)
     page.get_by_role("button", name="B u 0.003").click()
@@ -110,7 +93,7 @@ def test_the_lock_refuses_a_second_difference(new_page):  # noqa: F811
     expect(page.get_by_text("gating sigmoid → softmax; u 0.003 → 0.1").first).to_be_visible()
 
 
-def test_a_branch_from_the_past_of_the_playground(new_page):  # noqa: F811
+def test_a_branch_from_the_past_of_the_playground(new_page):
     page = new_page("?speed=max")
     run_to(page, 50)
     until(page, "m.store.lastStep === 50")
@@ -134,7 +117,7 @@ def test_a_branch_from_the_past_of_the_playground(new_page):  # noqa: F811
     run_to(page, 70)
 
 
-def test_going_on_alone_from_the_playground(new_page):  # noqa: F811
+def test_going_on_alone_from_the_playground(new_page):
     page = new_page("?bias_rule=sign&twins=u:0.1&speed=max")
     expect(page.get_by_text("Beside it train B")).to_be_visible()
     page.get_by_role("button", name="Go on with A alone").click()
@@ -144,7 +127,7 @@ def test_going_on_alone_from_the_playground(new_page):  # noqa: F811
 
 
 @pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (1024, 768, "dark")])
-def test_four_twins_are_seen_at_once(new_page, width, height, scheme):  # noqa: F811
+def test_four_twins_are_seen_at_once(new_page, width, height, scheme):
     page = new_page("?bias_rule=sign&twins=u:0.1;gating:softmax;balancing:none&speed=max", color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": height})
     to_compare(page)

@@ -9,25 +9,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.test_browser import (  # noqa: F401 (fixtures)
-    SECOND,
-    address,
-    browser,
-    button,
-    free_port,
-    look,
-    new_page,
-    serving,
-    until,
-)
+from tests.browsing import READY, RESTARTED, SECOND, button, free_port, look, run, run_to, serving, until
 
 pytestmark = pytest.mark.browser
-DRAWN = "m && m.drawn > 0 && !m.recorded && m.status === 'ready'"
+DRAWN = f"{READY} && !m.recorded"
 
 
 def running(page, step=30):
-    button(page, "Run").click()
-    until(page, f"m.step > {step} && m.playing")
+    run(page, step)
     return look(page, "token")
 
 
@@ -48,7 +37,7 @@ def workers_of_this_process_tree():
     return found
 
 
-def test_a_reload_and_the_back_button_find_the_run(new_page):  # noqa: F811
+def test_a_reload_and_the_back_button_find_the_run(new_page):
     page = new_page("?seed=3")
     token = running(page)
     assert f"run={token}" in page.url
@@ -64,7 +53,7 @@ def test_a_reload_and_the_back_button_find_the_run(new_page):  # noqa: F811
     assert page.evaluate("history.length") <= 4, "the token adds no page to go back to"
 
 
-def test_an_address_without_the_run_is_offered_it(new_page, address):  # noqa: F811
+def test_an_address_without_the_run_is_offered_it(new_page, address):
     page = new_page("?gating=softmax")
     token = running(page)
     page.goto(address)
@@ -78,7 +67,7 @@ def test_an_address_without_the_run_is_offered_it(new_page, address):  # noqa: F
     assert f"run={token}" in page.url
 
 
-def test_another_browser_gets_the_settings_and_not_the_run(new_page, address):  # noqa: F811
+def test_another_browser_gets_the_settings_and_not_the_run(new_page, address):
     page = new_page("?seed=4")
     token = running(page)
     other = new_page(f"?seed=4&run={token}")  # a context of its own: other cookies
@@ -91,7 +80,7 @@ def test_another_browser_gets_the_settings_and_not_the_run(new_page, address):  
     assert refused.json()["error"].startswith("This run belongs to another browser.")
 
 
-def test_two_tabs_show_one_run_and_each_others_changes(new_page):  # noqa: F811
+def test_two_tabs_show_one_run_and_each_others_changes(new_page):
     one = new_page("?bias_rule=sign&u=0.01")
     token = running(one)
     two = one.context.new_page()
@@ -110,18 +99,19 @@ def test_two_tabs_show_one_run_and_each_others_changes(new_page):  # noqa: F811
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-def test_a_page_whose_workers_were_killed_says_so_and_goes_on(browser):  # noqa: F811
-    page = browser.new_page()
-    page.set_default_timeout(90 * SECOND)  # all processes anew, on whatever machine this is
-    with serving(free_port()) as place:
+def test_a_page_whose_workers_were_killed_says_so_and_goes_on(watch):
+    with serving() as place:
+        page = watch(place)
+        page.set_default_timeout(90 * SECOND)  # all processes anew, on whatever machine this is
         page.goto(place + "?speed=max")
-        until(page, "m && m.drawn > 0 && m.status === 'ready'")
+        until(page, READY)
         running(page)
         step = look(page, "step")
         for pid in workers_of_this_process_tree():
             os.kill(pid, signal.SIGKILL)
+        said = page.get_by_text("The process that trained this run ended unexpectedly at step")
+        expect(said).to_be_visible(timeout=90 * SECOND)  # before a slow machine takes it away again
         until(page, f"m.step > {step} + 200")
-        expect(page.get_by_text("The process that trained this run ended unexpectedly at step")).to_be_visible()
         assert look(page, "epoch") == 1
         steps = page.evaluate("Array.from(__moeviz.store.step.slice(0, __moeviz.store.count))")
         assert steps == sorted(set(steps))
@@ -129,22 +119,18 @@ def test_a_page_whose_workers_were_killed_says_so_and_goes_on(browser):  # noqa:
         page.context.close()
 
 
-def test_a_run_outlasts_its_server_where_a_folder_is_given(browser, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_outlasts_its_server_where_a_folder_is_given(watch, tmp_path, monkeypatch):
     monkeypatch.setenv("MOEVIZ_DATA", str(tmp_path))
-    port, page = free_port(), browser.new_page()
+    port = free_port()
+    page = watch(f"http://127.0.0.1:{port}/", forgiven=RESTARTED)
     page.set_default_timeout(90 * SECOND)
-    with serving(port) as place:
+    with serving(port=port) as place:
         page.goto(place + "?bias_rule=sign&u=0.01&speed=max")
-        until(page, "m && m.drawn > 0 && m.status === 'ready'")
-        page.get_by_role("button", name="Run to…").click()
-        page.get_by_role("spinbutton", name="Step").fill("60")
-        page.keyboard.press("Enter")
-        button(page, "Run to this step").click()
-        until(page, "m.step === 60 && !m.playing")
+        until(page, READY)
+        run_to(page, 60)
         token, loss = look(page, "token"), look(page, "store.task_loss[window.__moeviz.store.count - 1]")
-    with serving(port):
+    with serving(port=port):
         until(page, f"m.token === '{token}' && m.epoch === 2 && m.status === 'ready' && m.step === 60")
         assert look(page, "store.task_loss[window.__moeviz.store.count - 1]") == loss
-        button(page, "Run").click()
-        until(page, "m.step > 100 && m.playing")
+        run(page, 100)
         page.context.close()

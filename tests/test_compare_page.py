@@ -8,15 +8,10 @@ import pytest
 
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe
 from moeviz.host import MOST_TWINS
-from moeviz.ui import fields, hosting, tree, twins
+from moeviz.ui import fields, tree, twins
 from tests.test_pages import open_page, run_of, wait_until
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
+pytestmark = pytest.mark.usefixtures("end_the_workers")
 
 
 def open_compare(**parameters):

@@ -6,31 +6,19 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from moeviz import balance, forks, params, routing
 from moeviz.config import Knobs, Recipe
-from moeviz.ui import hosting
+from tests import test_pages
 
-APP = str(Path(__file__).parents[1] / "app.py")
+pytestmark = pytest.mark.usefixtures("end_the_workers")
 ALL_FORKS = [fork for found in forks.FORKS.values() for fork in found]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
-
-
 def open_page(page, **parameters):
-    at = AppTest.from_file(APP, default_timeout=60)
-    at.query_params.update(parameters)
-    at.run()
-    at.switch_page(page).run()
+    at = test_pages.open_page(**parameters).switch_page(page).run()
     assert not at.exception
     return at
 

@@ -11,17 +11,16 @@ import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from moeviz import export
 from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.receipt import from_json
-from moeviz.ui import downloads, hosting
+from moeviz.ui import downloads
 from tests.test_host_twins import SIGN, SMALL, to_step
 from tests.test_live import make_rows
-from tests.test_pages import APP, run_of, wait_until
+from tests.test_pages import open_page, run_of, wait_until
 from tests.test_replay import told_in
-from tests.test_survival import hosting as hosting_runs
+from tests.test_survival import hosting
 
 VERSIONS = {0: Knobs(), 1: Knobs(u=0.1), 2: Knobs(u=0.1, top_k=1)}
 
@@ -93,19 +92,12 @@ def test_settings_say_what_changed_on_the_way_and_where():
     assert (told["recipe"]["num_experts"], told["knobs"]["u"]) == (4, 0.1)
 
 
-@pytest.fixture
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
-
-
-@pytest.mark.usefixtures("_end_the_workers")
+@pytest.mark.usefixtures("end_the_workers")
 def test_the_menu_makes_nothing_until_it_is_open(monkeypatch):
     """It is drawn with every script run, and a long run is many megabytes."""
     asked = []
     monkeypatch.setattr(downloads.Taken, "rows", lambda self: asked.append(self.step))
-    at = AppTest.from_file(APP, default_timeout=60).run()
+    at = open_page()
     assert not at.exception
     run = run_of(at)
     run.step(3)
@@ -131,7 +123,7 @@ def open_popover(*_, **__):
 @pytest.fixture(scope="module")
 def twins():
     """A, B from the start with u = 0.1, C from A's step 4 on with softmax; A's top-k was changed after step 6."""
-    with hosting_runs(1, "moeviz.toy") as host:
+    with hosting(1, "moeviz.toy") as host:
         run = host.create(SMALL, SIGN)
         run.add_twin({"u": 0.1})
         to_step(run, 6)

@@ -36,8 +36,8 @@ from moeviz.config import (
     show,
 )
 from moeviz.engine import Engine, TrainingDiverged, Twins
-from moeviz.ui import fields, hosting
-from tests.test_pages import APP, run_of
+from moeviz.ui import fields
+from tests.test_pages import open_page, run_of
 
 READABLE = 320  # characters: three lines of the page
 REMEDY = re.compile(
@@ -391,22 +391,9 @@ def test_any_bytes_are_learned_or_refused_for_their_length(piece, times, length,
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
-
-
 def _can_be_sent(text: str) -> bool:
     """Half a character pair has no percent-encoding, and `embed` is Streamlit's own."""
     return "\ud800" not in text and not text.startswith("embed")
-
-
-def open_page(parameters: dict[str, str]) -> AppTest:
-    at = AppTest.from_file(APP, default_timeout=60)
-    at.query_params.update(parameters)
-    return at.run()
 
 
 def assert_in_agreement(at: AppTest) -> None:
@@ -471,7 +458,7 @@ def _set(at: AppTest, control: Any, value: Any) -> None:
 @given(st.dictionaries(names.filter(_can_be_sent), texts.filter(_can_be_sent), max_size=6))
 @example({"u": "-0.0", "seed": "2147483647", "learning_rate": "0"})
 def test_the_page_opens_at_every_address(parameters):
-    at = open_page(parameters)
+    at = open_page(**parameters)
     assert_in_agreement(at)
     me = at.session_state["moeviz"]
     address = {name: text for name, text in at.query_params.items() if name != "speed"}
@@ -483,7 +470,7 @@ def test_the_page_opens_at_every_address(parameters):
 @pytest.mark.parametrize("seed", range(2))
 def test_every_way_through_the_controls_leaves_page_and_run_in_agreement(seed):
     random = Random(seed)
-    at = open_page({})
+    at = open_page()
     way = []
     for _ in range(80):
         way.append(turn(at, random))

@@ -206,8 +206,8 @@ class FakeRun:
 
 
 class FakeHost:
-    def __init__(self):
-        self.run = FakeRun()
+    def __init__(self, run=None):
+        self.run = run or FakeRun()
 
     def get(self, token):
         return self.run if token == "known" else None

@@ -10,16 +10,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
-import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 from playwright.sync_api import expect
 
 from moeviz.host.host import _usable_cores
-from tests.test_browser import ROOT, _wait_for, browser, button, look, until  # noqa: F401 (a fixture)
+from tests.browsing import button, look, run, serving, to, until
 
 WATCH = '''
 """Python runs this at the start of every process: whatever leaves the machine is written down first."""
@@ -154,50 +152,30 @@ def test_the_watch_leaves_this_machine_alone(watched):
     assert calls_outside(seen()) == []
 
 
-@contextmanager
-def serving(environment):
-    """The README's command, for everybody in the network, in a watched process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", f"--server.port={port}"]
-    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        printed = server.communicate(timeout=30)[0].decode()
-    assert "Traceback" not in printed, printed
-
-
 @pytest.mark.browser
-def test_a_whole_visit_asks_nobody_but_this_machine(watched, browser, tmp_path):  # noqa: F811
+def test_a_whole_visit_asks_nobody_but_this_machine(watched, watch, tmp_path):
     environment, seen = watched
     book = tmp_path / "book.txt"
     book.write_bytes(b"It was a bright cold day in April. " * 100)
-    with serving(environment) as address:
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
+    with serving(listen=None, env=environment) as address:  # for everybody in the network, as the README's command does
+        page = watch(address)
         page.goto(address)
-        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0")
-        button(page, "Run").click()
-        until(page, "m.step > 40 && m.playing")
-        for name, heading in (("Formulas and code", "Formulas and code"), ("How we differ", "How we differ")):
-            page.get_by_role("link", name=name).click()
-            expect(page.get_by_role("heading", name=heading, exact=True)).to_be_visible()
-        page.get_by_role("link", name="Playground").click()
+        until(page, "m && m.drawn > 0")
+        run(page, 40)
+        for name in ("Formulas and code", "How we differ"):
+            to(page, name)
+            expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
+        to(page, "Playground")
         until(page, "m.step > 40")
         page.goto(address + "?task=text")
-        page.wait_for_function("window.__moeviz && window.__moeviz.status === 'ready'")
+        until(page, "m && m.status === 'ready'")
         page.get_by_text("More", exact=True).click()
         page.locator("input[type=file]").set_input_files(book)
         expect(page.get_by_text("book.txt")).to_be_visible()
         epoch = look(page, "epoch")
         button(page, "Restart with these").click()
         until(page, f"m.epoch > {epoch} && m.status === 'ready'")
-        button(page, "Run").click()
-        until(page, "m.step > 30")
+        run(page, 30)
         page.context.close()
     assert len(watching(seen(), "streamlit")) == 1
     assert len(watching(seen(), "spawn_main")) == _usable_cores() + 1, "every worker is watched, and the spare one"

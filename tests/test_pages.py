@@ -21,13 +21,7 @@ from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
 from moeviz.ui import fields, hosting, session, source
 
 APP = str(Path(__file__).parents[1] / "app.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
+pytestmark = pytest.mark.usefixtures("end_the_workers")
 
 
 def open_page(**parameters):

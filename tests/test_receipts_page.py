@@ -10,8 +10,9 @@ import pytest
 from moeviz import receipt
 from moeviz.ui import hosting, receipts
 from tests.test_downloads import open_popover
-from tests.test_pages import _end_the_workers, open_page, run_of, wait_until  # noqa: F401 (a fixture)
+from tests.test_pages import open_page, run_of, wait_until
 
+pytestmark = pytest.mark.usefixtures("end_the_workers")
 BAD = "![x](http://y.z) **b**"
 
 

@@ -18,22 +18,16 @@ from moeviz.figures.dot import Dot
 from moeviz.host.sweeping import SweepRun
 from moeviz.paired import compare
 from moeviz.sweep import Sweep
-from moeviz.ui import dots, hosting
+from moeviz.ui import dots
 from moeviz.ui.sweeps import file_of, planned_of, table
 from tests.stand_in_engine import DIVERGING
 from tests.test_host import QUICK
 from tests.test_host_twins import REAL, SIGN, SMALL, to_step
 from tests.test_pages import open_page, run_of, wait_until
-from tests.test_survival import hosting as host_of
+from tests.test_survival import hosting
 
+pytestmark = pytest.mark.usefixtures("end_the_workers")
 SMALL_PAGE = {"num_experts": "8", "d_model": "16", "d_expert": "16", "tokens_per_step": "128"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    yield
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
 
 
 def open_sweep(**parameters):
@@ -199,7 +193,7 @@ def test_cancel_keeps_what_is_done_and_another_sweep_takes_its_place():
 
 
 def test_a_value_whose_cell_diverged_says_so_and_is_in_no_mean():
-    with host_of() as host:  # no setting on offer makes the toy diverge
+    with hosting() as host:  # no setting on offer makes the toy diverge
         sweep_run = SweepRun(host, Sweep(SMALL, QUICK, "learning_rate", (0.003, DIVERGING), (0, 1), 50))
         wait_until(lambda: sweep_run.advance() or sweep_run.progress().status != "running", 60)
     shown = table(sweep_run.sweep, sweep_run.results)
@@ -208,7 +202,7 @@ def test_a_value_whose_cell_diverged_says_so_and_is_in_no_mean():
 
 
 def test_files_hold_every_step_with_seed_and_value():
-    with host_of(1, REAL) as host:
+    with hosting(1, REAL) as host:
         sweep_run = SweepRun(host, Sweep(SMALL, SIGN, "u", (0.003, 0.1), (4,), 50))
         wait_until(lambda: sweep_run.advance() or sweep_run.progress().status != "running", 60)
     steps = pyarrow.parquet.read_table(io.BytesIO(file_of(sweep_run.sweep, sweep_run.results, "parquet")))
@@ -266,7 +260,7 @@ def test_a_reset_and_a_rebuild_leave_the_dot_of_what_they_end():
 
 
 def test_dots_of_a_run_and_its_twins_move_and_are_never_doubled():
-    with host_of(1, REAL) as host:
+    with hosting(1, REAL) as host:
         found: dots.Dots = {}
         run = host.create(SMALL, SIGN, twins=[{"u": 0.1}])
         to_step(run, 99)
@@ -298,7 +292,7 @@ def test_dots_of_a_run_and_its_twins_move_and_are_never_doubled():
 
 
 def test_a_run_that_trains_leaves_no_dot_unless_it_ends():
-    with host_of(1, REAL) as host:
+    with hosting(1, REAL) as host:
         found: dots.Dots = {}
         run = host.create(SMALL, SIGN)
         run.play()
@@ -341,5 +335,5 @@ def test_settings_are_compared_over_the_seeds_that_they_share():
 
 
 def test_a_sweep_that_the_server_cannot_take_is_a_sentence():
-    with host_of(1, max_tokens=1024) as host, pytest.raises(SettingsError, match="more than this server allows"):
+    with hosting(1, max_tokens=1024) as host, pytest.raises(SettingsError, match="more than this server allows"):
         SweepRun(host, Sweep(replace(SMALL, tokens_per_step=2048), SIGN, "u", (0.1, 0.2), steps=50))

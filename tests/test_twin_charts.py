@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import types
 import zlib
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,75 +14,37 @@ from moeviz.config import Knobs, Recipe
 from moeviz.live import assets, charts, twins, visitor, wire
 from moeviz.live.twins import KnownTwin, KnownTwins, decode_twins, encode_twins
 from moeviz.snapshot import History
+from tests import test_live
+from tests.stand_in_twins import StandInTwin
 from tests.test_host import run_to, wait_until
 from tests.test_host_twins import REAL, SIGN, SMALL, caught_up, rows_of_twin
-from tests.test_live import assert_same, get, make_rows
+from tests.test_live import FakeHost, assert_same, get, make_rows
 from tests.test_survival import hosting
 
 E = 4
 
 
-@dataclass
-class FakeTwin:
+def made(number, name, rows=5, changes=None, **said):
     """A twin whose rows are random."""
-
-    id: int
-    name: str
-    rows: int = 5
-    parent: int | None = 0
-    since: int = 0
-    changes: dict[str, Any] = field(default_factory=dict)
-    differences: list[str] = field(default_factory=list)
-    diverged: str = ""
-    parted: tuple[int, int] | None = None
-    version: int = 2
-    epoch: int = 7
-
-    def __post_init__(self):
-        self.knobs = Knobs(**self.changes)
-        self.history = History(1, E, 2000)
-        self.history.restore(make_rows(1, E, self.rows, seed=self.id))
-
-    def labels_since(self, version):
-        return [(number, label) for number, label in [(1, "u 0.003 → 0.1"), (2, "top_k 2 → 1")] if number > version]
-
-    def records_since(self, epoch, step, limit):
-        return self.epoch, self.history.since(step if epoch == self.epoch else -1, limit)[1]
+    twin = StandInTwin(number, name, Knobs(**changes or {}), History(1, E, 2000), changes=changes or {}, **said)
+    twin.history.restore(make_rows(1, E, rows, seed=number))
+    twin.epoch, twin.version, twin.labels = 7, 2, [(1, "u 0.003 → 0.1"), (2, "top_k 2 → 1")]
+    return twin
 
 
-class FakeRun:
+class FakeRun(test_live.FakeRun):
     """A run of twins. What it counts in an epoch, its twins count too."""
-
-    owner = None
 
     def __init__(self, *lanes):
         self.recipe, self.version, self.catching_up = Recipe(num_experts=E), 3, None
         self.twins = list(lanes) or [
-            FakeTwin(0, "A", parent=None),
-            FakeTwin(3, "B", changes={"u": 0.1}, differences=["u 0.003 → 0.1"], parted=(1, 37)),
+            made(0, "A", parent=None),
+            made(3, "B", changes={"u": 0.1}, differences=["u 0.003 → 0.1"], parted=(1, 37)),
         ]
         self.touched = 0
 
-    def claim(self, who):
-        self.owner = self.owner or who
-        return self.owner == who
-
-    def touch(self):
-        self.touched += 1
-
     def state(self):
         return types.SimpleNamespace(status="ready", message="", notice="", playing=True, epoch=7, step=12)
-
-
-class FakeHost:
-    def __init__(self):
-        self.run = FakeRun()
-
-    def get(self, token):
-        return self.run if token == "known" else None
-
-    def is_near(self, token):
-        return True
 
 
 def rows_of(twin):
@@ -161,7 +122,7 @@ def test_changed_knobs_of_one_twin_travel_with_their_mark():
 def test_a_twin_that_came_is_sent_whole_and_one_that_went_is_missing():
     run = FakeRun()
     known = up_to_date(run)
-    run.twins = [run.twins[0], FakeTwin(4, "C")]
+    run.twins = [run.twins[0], made(4, "C")]
     (overview, _), (base, none), (fresh, columns) = decode_twins(encode_twins(run, known))
     assert [said["id"] for said in overview["twins"]] == [base["twin"], fresh["twin"]] == [0, 4]
     assert len(none["step"]) == 0
@@ -195,7 +156,7 @@ def test_steps_made_again_for_a_new_twin_are_told():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_all_twins_together_send_no_more_rows_than_one_answer_may_have(count):
-    run = FakeRun(*(FakeTwin(number, "ABCD"[number], rows=1900) for number in range(count)))
+    run = FakeRun(*(made(number, "ABCD"[number], rows=1900) for number in range(count)))
     _, *parts = decode_twins(encode_twins(run, KnownTwins()))
     sent = [len(columns["step"]) for _, columns in parts]
     assert sum(sent) <= twins.MOST_ROWS
@@ -229,11 +190,11 @@ def test_twins_that_a_server_trains_arrive_as_they_are():
 
 def pull(known=None, host=None, headers=()):
     query = "" if known is None else f"known={known if isinstance(known, str) else json.dumps(known)}"
-    return get("/moeviz/run/known/twins", query, headers, host or FakeHost())
+    return get("/moeviz/run/known/twins", query, headers, host or FakeHost(FakeRun()))
 
 
 def test_the_route_answers_with_the_parts():
-    host = FakeHost()
+    host = FakeHost(FakeRun())
     status, headers, body = pull(None, host)
     assert status == 200
     assert body == encode_twins(host.run, KnownTwins())
@@ -243,7 +204,7 @@ def test_the_route_answers_with_the_parts():
 
 
 def test_the_route_reads_what_is_known():
-    host = FakeHost()
+    host = FakeHost(FakeRun())
     known = up_to_date(host.run)
     told = {str(number): {"after": has.after, "version": has.version} for number, has in known.twins.items()}
     _, _, body = pull({"epoch": 7, "told": known.told, "twins": told}, host)
@@ -252,14 +213,14 @@ def test_the_route_reads_what_is_known():
 
 
 def test_the_whole_answer_is_deflated_for_whoever_can_read_it():
-    host = FakeHost()
+    host = FakeHost(FakeRun())
     _, headers, body = pull(None, host, [("accept-encoding", "gzip, deflate")])
     assert headers["content-encoding"] == "deflate"
     assert zlib.decompress(body) == encode_twins(host.run, KnownTwins())
 
 
 def test_twins_belong_to_the_browser_whose_run_they_are():
-    host = FakeHost()
+    host = FakeHost(FakeRun())
     assert pull(None, host, [("cookie", f"{visitor.COOKIE}=mine")])[0] == 200
     status, _, body = pull(None, host, [("cookie", f"{visitor.COOKIE}=theirs")])
     assert status == 403
@@ -268,7 +229,7 @@ def test_twins_belong_to_the_browser_whose_run_they_are():
 
 
 def test_an_unknown_run_is_a_sentence():
-    status, _, body = get("/moeviz/run/nobody/twins", "", (), FakeHost())
+    status, _, body = get("/moeviz/run/nobody/twins", "", (), FakeHost(FakeRun()))
     assert status == 404
     assert "released" in json.loads(body)["error"]
 
@@ -291,7 +252,7 @@ def test_what_is_not_understood_is_answered_with_a_sentence(known):
 
 def test_an_answer_without_news_is_small():
     said = ["Balancing none → Loss-free bias", "u 0.003 → 0.1"]
-    run = FakeRun(*(FakeTwin(number, "ABCD"[number], differences=said) for number in range(4)))
+    run = FakeRun(*(made(number, "ABCD"[number], differences=said) for number in range(4)))
     everything, news = (len(wire.deflate(encode_twins(run, known))) for known in (KnownTwins(), up_to_date(run)))
     assert news < 200 < everything
 

@@ -1,0 +1,259 @@
+"""What tests in a browser share: servers of their own, pages that are watched, and a visitor's hands and eyes."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+from tests.install_chromium import find
+
+ROOT = Path(__file__).parents[1]
+ARTIFACTS = ROOT / "test-artifacts"
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+SECOND = 1000
+# What a page logs whose server ended and came back: nothing answers, then nobody knows its run.
+RESTARTED = "ERR_CONNECTION_REFUSED|server endpoint|server is not responding|disconnected from server|status of 404"
+READY = "m && m.drawn > 0 && m.status === 'ready'"
+FEED = """
+    // Steps from `from` to `until` as the server would send them, with a spike, a dip and a change of settings.
+    (store, from, until) => {
+        const n = until - from
+        const columns = Object.fromEntries([...store.columns].map(([name, { width, data }]) =>
+            [name, new data.constructor(n * width).fill(name === "eval_loss" ? NaN : 1)]))
+        for (let i = 0; i < n; i++) {
+            const step = from + i
+            columns.step[i] = step
+            columns.version[i] = Number(step >= 1777)
+            columns.max_vio[i] = step === 1234 ? 50 : 1 + ((step * 7919) % 100) / 100
+            columns.task_loss[i] = step === 777 ? 0.25 : 1 + ((step * 104729) % 100) / 100
+            if (step % 25 === 0) columns.eval_loss[i] = step / 1e6
+        }
+        store.append({ n }, columns)
+    }
+"""
+expect.set_options(timeout=30 * SECOND)  # no bound of the product: a busy machine needs seconds to begin with
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(app="app.py", port=None, listen="127.0.0.1", env=None):
+    """A server of our own, started with the README's command; gives its address. `listen=None`: to everybody."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "streamlit", "run", app, f"--server.port={port}"]
+    command += [f"--server.address={listen}"] if listen else []
+    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.terminate()
+        printed = server.communicate(timeout=30)[0].decode()
+    assert "Traceback" not in printed, printed
+    ours = not app.startswith("tests/")
+    assert not ours or f"http://{listen or 'localhost'}:{port}" in printed, "the address is printed"
+
+
+def _wait_for(url, seconds=60):
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=5).read()
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def app():
+    """What the module's server serves; a module may have its own."""
+    return "app.py"
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = find()
+    if path is None:
+        reason = "no Chromium is installed and none could be; `python -m tests.install_chromium` says why"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def watched_pages(browser, name):
+    """Gives empty pages, each in a context of its own. It is a fault if one logs an error or asks beyond its home.
+
+    Home is an address, with all that is below it, or a file alone. `forgiven` is an expression for the messages that
+    a test itself provokes; nothing forgives an exception on a page. Each is pictured before it is closed.
+    """
+    faults, pages = [], []
+
+    def open_page(home, logged=("error",), forgiven="(?!)", **options):
+        def noticed(message):
+            text, url = message.text, message.location["url"]
+            # Opened at another page than the first, Streamlit looks for its server below that page's address first.
+            astray = "404" in text and re.match(re.escape(home) + r"\w+/_stcore/", url)
+            if message.type in logged and not astray and not re.search(forgiven, text):
+                faults.append(f"{text} ({url})")
+
+        def asked(request):
+            there = request.url.startswith(home) if home.endswith("/") else request.url == home
+            if not there and not request.url.startswith(("data:", "blob:")):
+                faults.append(f"asked {request.url}")
+
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
+        context.on("weberror", lambda error: faults.append(f"error on the page: {error.error}"))
+        context.on("console", noticed)
+        context.on("request", asked)
+        page = context.new_page()
+        page.set_default_timeout(60 * SECOND)
+        pages.append(page)
+        return page
+
+    try:
+        yield open_page
+    finally:
+        for number, page in enumerate(pages):
+            if not page.is_closed():
+                ARTIFACTS.mkdir(exist_ok=True)
+                page.screenshot(path=ARTIFACTS / f"{name}-{number}.png")
+                page.context.close()
+    assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def watch(browser, request):
+    with watched_pages(browser, request.node.name) as open_page:
+        yield open_page
+
+
+@pytest.fixture
+def new_page(watch, address):
+    """Opens watched pages of the module's server, and waits until their charts are whole."""
+
+    def open_page(query="", **options):
+        page = watch(address, **options)
+        page.goto(address + query)
+        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0 && window.__moeviz.complete")
+        return page
+
+    return open_page
+
+
+def look(page, expression):
+    return page.evaluate(f"window.__moeviz.{expression}")
+
+
+def until(page, condition):
+    """Wait for a JavaScript condition on `m`, what the live charts know."""
+    page.wait_for_function(f"(() => {{ const m = window.__moeviz; return {condition} }})()")
+
+
+def feed(page, begin, end):
+    """Give the charts such steps without a server."""
+    page.evaluate(f"({FEED})(window.__moeviz.store, {begin}, {end})")
+
+
+def settle(page):
+    """Wait until the script of the page has rested for a while, and its effects have reached the charts."""
+    page.evaluate(
+        """() => new Promise((resolve) => {
+            const app = document.querySelector("[data-test-script-state]")
+            let since = performance.now()
+            const timer = setInterval(() => {
+                if (app.dataset.testScriptState !== "notRunning") since = performance.now()
+                if (performance.now() - since < 1000) return
+                clearInterval(timer)
+                resolve()
+            }, 20)
+        })"""
+    )
+
+
+def drawn(page):
+    """Wait until all that the charts have is drawn, which is at the next frame."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def button(page, name):
+    return page.get_by_role("button", name=re.compile(f"^{name}\\b")).first
+
+
+def choose(page, label, option):
+    page.get_by_role("combobox", name=label, exact=True).click()
+    page.get_by_role("option", name=option, exact=True).click()
+    expect(page.get_by_role("combobox", name=label, exact=True)).to_have_value(option)
+
+
+def to(page, title):
+    page.get_by_role("link", name=title, exact=True).first.click()
+
+
+def to_formulas_and_back(page):
+    to(page, "Formulas and code")
+    expect(page.get_by_role("heading", name="Formulas and code", exact=True)).to_be_visible()
+    to(page, "Playground")
+
+
+def run(page, past):
+    """Train on until after a step."""
+    button(page, "Run").click()
+    until(page, f"m.step > {past} && m.playing && !m.recorded")
+
+
+def pause(page):
+    button(page, "Pause").click()
+    until(page, "!m.playing")
+
+
+def train(page, past):
+    """Train until after a step, and stop there."""
+    run(page, past)
+    pause(page)
+
+
+def run_to(page, step):
+    """Train to a step exactly, from the menu that asks for it."""
+    button(page, "Run to").click()
+    field = page.get_by_role("spinbutton", name="Step", exact=True)
+    field.fill(str(step))
+    field.press("Enter")
+    button(page, "Run to this step").click()
+    page.keyboard.press("Escape")
+    until(page, f"m.step === {step} && !m.playing")
+
+
+def drag(page, start, end):
+    """With the mouse, between two places on the page."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
