@@ -7,13 +7,13 @@ if me.to_play:
     me.to_play = False
     session.go_to("pages/playground.py")
 if run := session.there():
-    dots.take_in(me.dots, run)
-if me.sweep is not None:
-    dots.take_in_cells(me.dots, me.sweep.sweep, me.sweep.results)
+    dots.take_in(me.finds.dots, run)
+if sweep := me.finds.sweep:
+    dots.take_in_cells(me.finds.dots, sweep.sweep, sweep.results)
 
 transport.sentences()
 chart_of_runs.still_going()
-found = list(me.dots.values())
+found = list(me.finds.dots.values())
 if found:
     chart_of_runs.drawn(found)
     chart_of_runs.differences(found)

@@ -10,12 +10,13 @@ me = controls.sidebar(
 
 transport.sentences()
 sweeps.plan(me.recipe, me.knobs)
-if me.sweep is None:
+sweep = me.finds.sweep
+if sweep is None:
     sweeps.example()
 else:
-    sweeps.watch(me.sweep)
-    if me.sweep.progress().status != "running":
-        sweeps.results(me.sweep)
+    sweeps.watch(sweep)
+    if sweep.progress().status != "running":
+        sweeps.results(sweep)
         st.page_link(
             "pages/map.py", label="See these runs beside all others on the map", icon=":material/scatter_plot:"
         )

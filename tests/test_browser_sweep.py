@@ -50,6 +50,9 @@ def test_panels_fill_while_it_runs_and_results_come_by_themselves(new_page):
     assert same == list(range(5)), "panels stay where they are while they fill"
     expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
     expect(page.get_by_text("1 seed, which gives no interval").first).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("Means over seeds.")).to_be_visible(timeout=60 * SECOND)
+    expect(page.locator(".moeviz .js-plotly-plot")).to_have_count(5)
     with page.expect_download() as found:
         page.get_by_role("button", name="CSV", exact=True).click()
     assert found.value.suggested_filename == "moeviz-sweep-u.csv"

@@ -41,8 +41,8 @@ def visitor(at):
 
 def finish(at):
     def over():
-        visitor(at).sweep.advance()
-        return visitor(at).sweep.progress().status != "running"
+        visitor(at).finds.sweep.advance()
+        return visitor(at).finds.sweep.progress().status != "running"
 
     wait_until(over, 120)
     return at.run()
@@ -72,7 +72,7 @@ def test_without_a_sweep_the_page_says_so_and_offers_one():
     assert not at.exception
     assert any("No sweep yet" in block.value for block in at.markdown)
     assert at.button(key="sweep_example").label == "Start the example sweep"
-    assert visitor(at).sweep is None
+    assert visitor(at).finds.sweep is None
 
 
 def test_only_knobs_that_act_are_offered_and_the_others_say_why():
@@ -146,7 +146,7 @@ def test_a_sweep_from_the_page_to_its_table_its_sentences_and_the_map():
     finish(at)
     assert not at.exception
     assert [[line["seed"] for line in panel["lines"]] for panel in panels(at)] == [[0, 1, 2], [0, 1, 2]]
-    swept = visitor(at).sweep
+    swept = visitor(at).finds.sweep
     assert [tuple(result.cell) for result in swept.results] == [(s, v) for s in (0, 1, 2) for v in (0.003, 0.1)]
     assert all(result.rows["step"].tolist() == list(range(1, 101)) for result in swept.results)
     shown = at.dataframe[0].value
@@ -158,14 +158,14 @@ def test_a_sweep_from_the_page_to_its_table_its_sentences_and_the_map():
     assert "95 % interval" in words
     assert "wins" not in words
     assert {button.key for button in at.get("download_button")} == {"sweep_parquet", "sweep_csv"}
-    assert len(visitor(at).dots) == 6
+    assert len(visitor(at).finds.dots) == 6
     assert saved_as(at) == {"png"}
     at.segmented_control(key="chart_format").set_value("svg").run()
     assert saved_as(at) == {"svg"}
     at.switch_page("pages/map.py").run()
     assert saved_as(at) == {"svg"}, "the choice goes along"
     assert not at.exception
-    told = visitor(at).dots
+    told = visitor(at).finds.dots
     [trace] = charts(at)[0]["data"]
     assert {key for key, _ in trace["customdata"]} == {"/".join(map(str, key)) for key in told}
 
@@ -175,7 +175,7 @@ def test_cancel_keeps_what_is_done_and_another_sweep_takes_its_place():
     at.segmented_control(key="sweep_seeds").set_value(3).run()
     at.number_input(key="sweep_steps").set_value(500).run()
     at.button(key="sweep_start").click().run()
-    first = visitor(at).sweep
+    first = visitor(at).finds.sweep
 
     def one_seed_done():
         first.advance()
@@ -186,10 +186,10 @@ def test_cancel_keeps_what_is_done_and_another_sweep_takes_its_place():
     assert not at.exception
     assert any("Cancelled: 5 of 15 runs are done and kept." in info.value for info in at.info)
     assert len(at.dataframe[0].value) == 5
-    assert len(visitor(at).dots) == 5
+    assert len(visitor(at).finds.dots) == 5
     at.button(key="sweep_start").click().run()
-    assert visitor(at).sweep is not first
-    visitor(at).sweep.cancel()
+    assert visitor(at).finds.sweep is not first
+    visitor(at).finds.sweep.cancel()
 
 
 def test_a_value_whose_cell_diverged_says_so_and_is_in_no_mean():
@@ -223,8 +223,8 @@ def test_without_a_run_the_map_says_so_and_its_button_starts_a_sweep():
     assert any("No dot yet" in block.value for block in at.markdown)
     at.button(key="map_example").click().run()
     assert not at.exception
-    assert visitor(at).sweep.progress().status == "running"
-    visitor(at).sweep.cancel()
+    assert visitor(at).finds.sweep.progress().status == "running"
+    visitor(at).finds.sweep.cancel()
 
 
 def test_a_run_that_rests_leaves_a_dot_and_its_settings_come_back():
@@ -233,7 +233,7 @@ def test_a_run_that_rests_leaves_a_dot_and_its_settings_come_back():
     run.play(until=125)
     wait_until(lambda: run.state().step == 125 and not run.state().playing)
     at.run()
-    [dot] = visitor(at).dots.values()
+    [dot] = visitor(at).finds.dots.values()
     assert (dot.steps, dot.recipe, dot.knobs) == (125, run.recipe, Knobs(bias_rule="sign", u=0.01))
     at.selectbox(key="preset_choice").select("no_balancing").run()
     at.number_input(key="seed").set_value(0)
@@ -254,7 +254,7 @@ def test_a_reset_and_a_rebuild_leave_the_dot_of_what_they_end():
         wait_until(lambda: run.state().step > 120)
         end().run()
         assert not at.exception
-    found = list(visitor(at).dots.values())
+    found = list(visitor(at).finds.dots.values())
     assert len(found) == 2
     assert len({dot.key for dot in found}) == 2
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from moeviz.config import Knobs, Recipe
 from moeviz.host import Host, Limits, Run
-from moeviz.ui import controls, hosting, session, transport
+from moeviz.ui import controls, finds, hosting, session, transport
 from tests.test_host import ENGINE, run_to, wait_until
 from tests.test_survival import leave, put_aside
 
@@ -239,3 +241,49 @@ def test_a_full_server_says_how_many_are_ahead(host: Host) -> None:
 )
 def test_time_is_told_as_people_do(seconds: float, words: str) -> None:
     assert transport._ago(seconds) == words
+
+
+# --- what is found again beside the run -------------------------------------------------------------------------------
+
+
+def finds_of(at: AppTest) -> finds.Finds:
+    return at.session_state["moeviz"].finds
+
+
+def test_a_sweep_and_the_dots_are_found_again_by_their_browser_alone(host):
+    at = open_page()
+    at.switch_page("pages/sweep.py").run()
+    at.button(key="sweep_example").click().run()
+    sweep = finds_of(at).sweep
+    finds_of(at).dots["a", 1] = "a dot"
+    again = open_page().switch_page("pages/sweep.py").run()
+    assert not again.exception
+    assert finds_of(again).sweep is sweep
+    assert finds_of(again).dots == {("a", 1): "a dot"}
+    assert again.button(key="sweep_cancel").label == "Cancel"
+    again.button(key="sweep_cancel").click().run()
+    assert sweep.progress().status == "cancelled"
+    BROWSER[0] = "another browser"
+    assert finds_of(open_page()).dots == {}
+
+
+def test_what_came_before_the_browser_had_a_name_is_kept_with_what_it_finds(host):
+    earlier = open_page()
+    finds_of(earlier).dots["a", 1] = "a dot"
+    BROWSER[0] = ""
+    at = open_page()
+    finds_of(at).dots["b", 2] = "another"
+    assert finds_of(at.run()).dots == {("b", 2): "another"}, "nobody has claimed the run yet"
+    run_of(host, at).claim("one browser")
+    assert finds_of(at.run()).dots == {("a", 1): "a dot", ("b", 2): "another"}
+    assert finds_of(at) is finds_of(earlier)
+
+
+def test_finds_go_with_the_last_visit():
+    own = finds.Finds()
+    assert finds.shared("a browser that leaves", own) is own
+    gone = weakref.ref(own)
+    del own
+    gc.collect()
+    assert gone() is None
+    assert finds.shared("a browser that leaves", finds.Finds()).dots == {}

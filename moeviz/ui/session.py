@@ -18,12 +18,12 @@ from streamlit.errors import StreamlitAPIException
 
 from moeviz import presets
 from moeviz.config import Knobs, Recipe, SettingsError, balancing_fields, check_text, settle
-from moeviz.figures.dot import Dot
 from moeviz.host import Check, Run
+from moeviz.host.run import fingerprint
 from moeviz.host.sweeping import SweepRun
 from moeviz.live.visitor import COOKIE
 from moeviz.sweep import Sweep
-from moeviz.ui import dots, fields
+from moeviz.ui import dots, fields, finds
 from moeviz.ui.hosting import host
 
 KEY = "moeviz"
@@ -54,8 +54,7 @@ class Visitor:
     twins: list[dict[str, Any]] = field(default_factory=list)  # that the address asks for, until the run has them
     locked: bool = True  # whether twins may differ in one setting only
     check: Check | None = None  # of somebody's receipt, under way or done
-    sweep: SweepRun | None = None  # the newest
-    dots: dict[tuple[str | int, ...], Dot] = field(default_factory=dict)  # of runs that rested, the oldest first
+    finds: finds.Finds = field(default_factory=finds.Finds)
     dot: str = ""  # the one that is looked at
     to_play: bool = False  # whether the next drawing is that of the Playground
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
@@ -88,6 +87,13 @@ def visitor() -> Visitor:
             st.query_params.from_dict(granted | kept)
             st.rerun()
     return st.session_state[KEY]
+
+
+def _find_again(me: Visitor) -> None:
+    """Have what the browser's other visits found. It has no name before its first run is on the screen."""
+    named, run = _browser(), host().get(me.token)
+    if owner := fingerprint(named) if named else run and run.owner:
+        me.finds = finds.shared(owner, me.finds)
 
 
 def _arrive(token: str, asked: dict[str, str]) -> Visitor:
@@ -173,6 +179,7 @@ def take_controls(page: str) -> Visitor:
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
+    _find_again(me)
     _arrive_at(me, page)
     me.speed = st.session_state.get("speed") or USUAL_SPEED
     values = _merged(me)
@@ -334,7 +341,7 @@ def run() -> Run:
         run = host().create(me.recipe, me.knobs, me.text)
         me.token = run.token
     elif run.recipe != me.recipe or me.stale_text:
-        dots.take_in(me.dots, run, ends=True)
+        dots.take_in(me.finds.dots, run, ends=True)
         run.rebuild(me.recipe, me.knobs, me.text)
     else:
         run.set_knobs(me.knobs)
@@ -349,7 +356,7 @@ def run() -> Run:
     twins_in_address(run)
     run.set_speed(SPEEDS[me.speed])
     run.touch()
-    dots.take_in(me.dots, run)
+    dots.take_in(me.finds.dots, run)
     return run
 
 
@@ -368,9 +375,9 @@ def start_sweep(planned: Sweep) -> None:
     except SettingsError as refusal:
         me.notices.append(str(refusal))
         return
-    if me.sweep is not None:
-        me.sweep.cancel()
-    me.sweep = begun
+    if me.finds.sweep is not None:
+        me.finds.sweep.cancel()
+    me.finds.sweep = begun
 
 
 def open_settings(recipe: Recipe, knobs: Knobs) -> None:

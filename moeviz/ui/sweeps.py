@@ -163,7 +163,7 @@ def watch(sweep_run: SweepRun) -> None:
 
 def _watched(sweep_run: SweepRun, was_running: bool) -> None:
     sweep_run.advance()
-    dots.take_in_cells(session.visitor().dots, sweep_run.sweep, sweep_run.results)
+    dots.take_in_cells(session.visitor().finds.dots, sweep_run.sweep, sweep_run.results)
     told = sweep_run.progress()
     if was_running and told.status != "running":
         st.rerun()  # the page as a whole: its timer ends, and results stand below

@@ -126,7 +126,7 @@ def _toggle(run: Run, shown_playing: bool) -> None:
 
 
 def _reset(run: Run) -> None:
-    dots.take_in(session.visitor().dots, run, ends=True)
+    dots.take_in(session.visitor().finds.dots, run, ends=True)
     run.reset()
 
 

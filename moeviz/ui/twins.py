@@ -228,7 +228,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _remove(run: Run, number: int) -> None:
-    dots.take_in(session.visitor().dots, run, ends=True)
+    dots.take_in(session.visitor().finds.dots, run, ends=True)
     _trying(lambda: run.remove_twin(number))
 
 
