@@ -16,7 +16,7 @@ import numpy as np
 
 from moeviz.config import Knobs, Recipe, check, describe_change
 from moeviz.engine import TrainingDiverged, Twins
-from moeviz.host.run import RunState
+from moeviz.host import RunState
 from moeviz.snapshot import History, Snapshot
 
 NAMES = "ABCD"

@@ -267,6 +267,22 @@ def test_twins_outlast_their_server(tmp_path) -> None:
         assert_same(rows_of_twin(again, more), alone(SMALL, [SIGN] * 20 + [replace(SIGN, u=0.5)] * 40))
 
 
+def test_a_number_is_not_given_again_after_the_run_was_put_aside() -> None:
+    """Its worker files past states by number: a twin of the same one would go on from another's."""
+    with hosting(1, REAL) as host:
+        run = host.create(SMALL, SIGN)
+        run_to(run, 10)
+        gone = run.add_twin({"u": 0.5}, since=5)
+        to_step(run, 60)
+        run.remove_twin(gone)
+        run.put_aside()
+        run = host.get(run.token)
+        number = run.add_twin({"u": 0.1}, since=40)
+        to_step(run, 70)
+        assert number == gone + 1
+        assert_same(rows_of_twin(run, number), alone(SMALL, [SIGN] * 40 + [replace(SIGN, u=0.1)] * 30))
+
+
 def test_a_twin_that_diverges_stops_alone_and_may_come_back() -> None:
     with hosting(1) as host:
         run = host.create(Recipe(), QUICK)
@@ -349,6 +365,7 @@ def test_impossible_twins_are_refused_and_change_nothing(changes, more, sentence
     with pytest.raises(SettingsError, match=sentence):
         shared_run.add_twin(changes, **more)
     assert len(shared_run.twins) == 1
+    assert shared_run._host._admitted[shared_run.token] == shared_run.share, "no place is taken for it"
 
 
 @pytest.fixture(scope="module")

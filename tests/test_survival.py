@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 import stat
@@ -22,6 +23,7 @@ from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.engine import Engine
 from moeviz.host import Host, Limits, Run
 from moeviz.host import host as hosts
+from moeviz.host import state as states
 from moeviz.host import vault as vaults
 from moeviz.host.block import Parted
 from moeviz.host.kin import Kin
@@ -96,6 +98,18 @@ def test_a_killed_worker_takes_no_run_along(monkeypatch: pytest.MonkeyPatch) -> 
             told = state.notice.startswith("The process that trained this run ended unexpectedly at step")
             assert told == (number % 2 == 0)
         assert len(host.process_ids) == 2
+
+
+def test_it_is_told_also_where_the_next_worker_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "NOTICE_SECONDS", 0.02)
+    monkeypatch.setattr(hosts, "SPARE_AFTER", math.inf)
+    with hosting(1) as host:
+        run = host.create(Recipe(), STEADY)
+        run_to(run, 20)
+        kill(host)
+        wait_until(lambda: run.state().notice)
+        assert run.state().status == "ready"
+        wait_until(lambda: not run.state().notice)
 
 
 def forget_states(host: Host, run: Run) -> None:
@@ -377,7 +391,7 @@ def saved_run(token: str = "t" * 22, owner: str | None = None, step: int = 3) ->
     changes = {"balancing": "loss_free", "u": 0.01, "norm_topk": False}
     twin = Kin(3, 2, 0, 2, changes, {0: QUICK, 4: STEADY}, (), ((3, 4),), 3, ((0, 2),))
     parted = {0: None, 3: Parted(2, 17)}
-    return Saved(token, owner, Recipe(), (base, twin), b"\x00text", 4, 3, True, {0: rows, 3: rows[:2]}, parted)
+    return Saved(token, owner, Recipe(), (base, twin), 5, b"\x00text", 4, 3, True, {0: rows, 3: rows[:2]}, parted)
 
 
 def test_what_is_saved_comes_back(open_vault: Callable[[], Vault]) -> None:

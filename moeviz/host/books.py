@@ -60,6 +60,7 @@ class Books:
             owner=owner,
             recipe=family.recipe,
             twins=tuple(family.members.values()),
+            numbers=family.numbers,
             text=family.text,
             epoch=block.epoch,
             beginning=self._beginning,

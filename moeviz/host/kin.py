@@ -96,10 +96,10 @@ class Family:
     numbers: int = field(compare=False)  # that were given so far
 
     @classmethod
-    def of(cls, recipe: Recipe, text: bytes | None, twins: Iterable[Kin]) -> Family:
-        """These."""
+    def of(cls, recipe: Recipe, text: bytes | None, twins: Iterable[Kin], numbers: int = 0) -> Family:
+        """These; of a run that had others, with the numbers that were given so far."""
         members = {one.number: one for one in twins}
-        return cls(recipe, text, members, 1 + max(members))
+        return cls(recipe, text, members, max(numbers, 1 + max(members)))
 
     @property
     def base(self) -> Kin:

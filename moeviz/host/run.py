@@ -28,7 +28,7 @@ from moeviz.host.joining import join
 from moeviz.host.kin import Family, Kin
 from moeviz.host.limits import Share
 from moeviz.host.line import Line, beginning
-from moeviz.host.state import CLOSED, ENDED, LOST, RunState
+from moeviz.host.state import CLOSED, LOST, TAKEN_UP_AT, Notice, RunState
 from moeviz.host.twin import Twin, rows_since
 from moeviz.host.vault import Saved
 from moeviz.receipt import Receipt
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 MOST_DEATHS = 3  # of workers, at the same step of the same run, before it is given up
 MOST_TWINS = 4  # that a visitor may add to
-NOTICE_SECONDS = 30.0
 
 
 class Run:
@@ -62,11 +61,14 @@ class Run:
         self.owner = saved.owner if saved else None
         self._host = host
         self._lock = threading.RLock()
-        self._family = Family.of(recipe, text, saved.twins if saved else twins or (kin.first(knobs),))
+        if saved:
+            self._family = Family.of(recipe, text, saved.twins, saved.numbers)
+        else:
+            self._family = Family.of(recipe, text, twins or (kin.first(knobs),))
         self._speed: float | None = None
         self._touched = time.monotonic()
         self._given_up = ""
-        self._notice, self._notice_until = "", 0.0
+        self._notice = Notice()
         self._books = Books(host, self.token)
         epoch = 1 + (saved.epoch if saved else 0)  # a new one: a browser may have seen steps that were not saved
         self._books.begin(epoch, saved)
@@ -138,8 +140,7 @@ class Run:
         told = asked.block.told()
         if asked.worker is None and not self.closed:
             return asked.waiting(self._host.ahead_of(self))
-        notice = self._notice if time.monotonic() < self._notice_until else ""
-        return asked.state(told, CLOSED if self.closed else self._given_up, notice)
+        return asked.state(told, CLOSED if self.closed else self._given_up, self._notice)
 
     def records_since(self, epoch: int, step: int, limit: int = 1 << 30, twin: int = 0) -> tuple[int, np.ndarray]:
         """The current epoch and its rows after `step`, oldest first; all its rows if `epoch` is another one.
@@ -220,9 +221,9 @@ class Run:
                 raise SettingsError("The twin to part from is not there any more. Choose another one.")
             if (count := len(self._family.members)) >= MOST_TWINS:
                 raise SettingsError(f"There are {MOST_TWINS} twins already, as many as fit. Remove one first.")
-            self._host.grow(self, Share.of(self.recipe, count + 1))
             block = self._line.block
             one = join(block, self._family, self._family.members[parent], since, changes)
+            self._host.grow(self, Share.of(self.recipe, count + 1))
             self._family = self._family.having(one)
             block.tell_remade(0)
             self._meet()
@@ -402,7 +403,8 @@ class Run:
         try:
             self._books.write(saved)
         except OSError as cause:
-            self._say(f"This run's history cannot be saved ({cause.strerror}). It goes on as long as the server does.")
+            why = cause.strerror
+            self._notice = Notice(f"This run's history cannot be saved ({why}). It goes on as long as the server does.")
 
     def take_up(self) -> None:
         """After its worker died: let another one go on from the last saved state. No step is shown twice."""
@@ -416,7 +418,7 @@ class Run:
             if told.training and self._line.count_death() >= MOST_DEATHS:
                 self._given_up = LOST.format(MOST_DEATHS)
                 return
-            self._say(f"{ENDED} at step {block.step}. The run was taken up from its last saved step and goes on.")
+            self._notice = Notice(TAKEN_UP_AT.format(block.step))
             block.tell_training(False)
             if told.status != "failed":
                 block.tell_status("starting")
@@ -440,9 +442,6 @@ class Run:
                     self._books.forget()
                 self._line.close()  # from here on `Host.get` takes it up from what is kept
         self._host.forget(self)
-
-    def _say(self, notice: str) -> None:
-        self._notice, self._notice_until = notice, time.monotonic() + NOTICE_SECONDS
 
     def _begin(self, play: bool) -> None:
         """A new block and, on the worker, a new engine. The old ones go with their last reader."""

@@ -6,15 +6,18 @@ right after a click shows no flicker.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 from moeviz.host.block import Block, SharedBytes, Told
 from moeviz.host.process import WorkerProcess
 
+NOTICE_SECONDS = 30.0
 STARTING = "The model is being built."
 CLOSED = "This run was closed. Start a new one."
 ENDED = "The process that trained this run ended unexpectedly"
 TAKEN_UP = f"{ENDED}. Another one takes it up from its last saved step."
+TAKEN_UP_AT = f"{ENDED} at step {{}}. The run was taken up from its last saved step and goes on."
 LOST = f"{ENDED}, {{}} times at the same step. Restart begins again from step 0; change what you changed last."
 
 
@@ -31,6 +34,20 @@ class RunState:
     can_go_on: bool = False  # whether a failed run still has its last good step to go on from
     notice: str = ""  # what else should be known: that it was taken up again, that it cannot be saved
     remade: int | None = None  # while twins that came later catch up: how far they are
+
+
+@dataclass(slots=True)
+class Notice:
+    """A sentence that is said for a while."""
+
+    text: str = ""
+    _since: float | None = None  # when it could first be read: before that there was something more urgent to say
+
+    def read(self) -> str:
+        """The sentence, empty when it has been said long enough."""
+        if self._since is None:
+            self._since = time.monotonic()
+        return self.text if time.monotonic() - self._since < NOTICE_SECONDS else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +78,7 @@ class Asked:
         message = f"This server is full. {before} ahead of yours; it begins by itself when there is room."
         return RunState("waiting", message, self.playing, self.block.step, self.block.epoch, self.target)
 
-    def state(self, told: Told, lost: str, notice: str) -> RunState:
+    def state(self, told: Told, lost: str, notice: Notice) -> RunState:
         """Of a run that has a place; `lost` says why it has not any more."""
         status, message = told.status, told.message
         if told.acknowledged < self.went_on:
@@ -81,7 +98,7 @@ class Asked:
             epoch=self.block.epoch,
             target=None if stopped else newest.target,
             can_go_on=status == "failed" and told.can_go_on,
-            notice=(_trouble(told) or notice) if ready else "",
+            notice=(_trouble(told) or notice.read()) if ready else "",
             remade=self.block.remade if ready else None,
         )
 

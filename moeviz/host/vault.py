@@ -36,7 +36,7 @@ try:
 except ImportError:  # Windows: two servers in one folder, and what a killed one left, go unnoticed there
     fcntl = None
 
-FORMAT = 3
+FORMAT = 4
 TEMPORARY = "moeviz-"
 LOCK = "lock"
 
@@ -49,6 +49,7 @@ class Saved:
     owner: str | None
     recipe: Recipe
     twins: tuple[Kin, ...]  # the base first
+    numbers: int  # of twins that were given so far
     text: bytes | None
     epoch: int
     beginning: int  # what its weights are filed under
@@ -126,6 +127,7 @@ class Vault:
             "owner": saved.owner,
             "recipe": asdict(saved.recipe),
             "twins": [asdict(twin) for twin in saved.twins],
+            "numbers": saved.numbers,
             "parted": saved.parted,
             "courses": saved.courses,
             "trained_by": saved.trained_by,
@@ -270,6 +272,7 @@ def _saved(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Saved:
         owner=about["owner"],
         recipe=recipe,
         twins=tuple(_twin(twin) for twin in about["twins"]),
+        numbers=about["numbers"],
         text=tensors["text"].tobytes() if "text" in tensors else None,
         epoch=about["epoch"],
         beginning=about["beginning"],

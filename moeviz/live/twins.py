@@ -53,7 +53,7 @@ class RunOfTwins(Protocol):
     twins: Sequence[Twin]  # the base first
     catching_up: tuple[int, int] | None  # while steps are made again for a new twin: the newest of them, and the last
 
-    def state(self) -> Any: ...  # host.run.RunState
+    def state(self) -> Any: ...  # moeviz.host.RunState
 
 
 @dataclass(frozen=True, slots=True)
