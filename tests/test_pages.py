@@ -345,9 +345,9 @@ def test_code_is_read_in_many_threads_while_python_tidies_up():
     assert shown == [source.of(*name) for name in names] * 8
 
 
-def test_scripts_are_not_taken_apart_for_magic():
+def test_scripts_are_not_taken_apart_for_magic_and_not_ended_before_they_begin():
     text = (Path(__file__).parent.parent / ".streamlit" / "config.toml").read_text(encoding="utf-8")
-    assert tomllib.loads(text)["runner"]["magicEnabled"] is False
+    assert tomllib.loads(text)["runner"] == {"fastReruns": False, "magicEnabled": False, "postScriptGC": False}
 
 
 def test_a_name_without_code_is_an_error_and_not_an_empty_box():
