@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -14,11 +16,11 @@ settings.register_profile("mutants", settings.get_profile("moeviz"), phases=(Pha
 settings.load_profile("moeviz")
 
 
-@pytest.fixture(scope="module")
-def end_the_workers():
-    """For modules that run pages as scripts: those share a host, whose processes would outlive them."""
+@pytest.fixture(scope="module", autouse=True)
+def _end_the_workers():
+    """Pages that are run as scripts share a host, whose processes would outlive their module."""
     yield
-    from moeviz.ui import hosting
-
-    hosting.host().shutdown()
-    hosting.host.cache_clear()
+    hosting = sys.modules.get("moeviz.ui.hosting")
+    if hosting is not None and hosting.host.cache_info().currsize:
+        hosting.host().shutdown()
+        hosting.host.cache_clear()

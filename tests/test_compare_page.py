@@ -11,8 +11,6 @@ from moeviz.host import MOST_TWINS
 from moeviz.ui import fields, tree, twins
 from tests.test_pages import open_page, run_of, wait_until
 
-pytestmark = pytest.mark.usefixtures("end_the_workers")
-
 
 def open_compare(**parameters):
     return open_page(**parameters).switch_page("pages/compare.py").run()

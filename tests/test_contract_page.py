@@ -13,7 +13,6 @@ from moeviz import balance, forks, params, routing
 from moeviz.config import Knobs, Recipe
 from tests import test_pages
 
-pytestmark = pytest.mark.usefixtures("end_the_workers")
 ALL_FORKS = [fork for found in forks.FORKS.values() for fork in found]
 
 

@@ -92,7 +92,6 @@ def test_settings_say_what_changed_on_the_way_and_where():
     assert (told["recipe"]["num_experts"], told["knobs"]["u"]) == (4, 0.1)
 
 
-@pytest.mark.usefixtures("end_the_workers")
 def test_the_menu_makes_nothing_until_it_is_open(monkeypatch):
     """It is drawn with every script run, and a long run is many megabytes."""
     asked = []

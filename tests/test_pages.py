@@ -21,7 +21,6 @@ from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
 from moeviz.ui import fields, hosting, session, source
 
 APP = str(Path(__file__).parents[1] / "app.py")
-pytestmark = pytest.mark.usefixtures("end_the_workers")
 
 
 def open_page(**parameters):

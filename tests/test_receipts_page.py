@@ -12,7 +12,6 @@ from moeviz.ui import hosting, receipts
 from tests.test_downloads import open_popover
 from tests.test_pages import open_page, run_of, wait_until
 
-pytestmark = pytest.mark.usefixtures("end_the_workers")
 BAD = "![x](http://y.z) **b**"
 
 

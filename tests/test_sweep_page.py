@@ -26,7 +26,6 @@ from tests.test_host_twins import REAL, SIGN, SMALL, to_step
 from tests.test_pages import open_page, run_of, wait_until
 from tests.test_survival import hosting
 
-pytestmark = pytest.mark.usefixtures("end_the_workers")
 SMALL_PAGE = {"num_experts": "8", "d_model": "16", "d_expert": "16", "tokens_per_step": "128"}
 
 
