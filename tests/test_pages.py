@@ -11,7 +11,9 @@ import sys
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -352,6 +354,23 @@ def test_scripts_are_not_taken_apart_for_magic_and_not_ended_before_they_begin()
 def test_a_name_without_code_is_an_error_and_not_an_empty_box():
     with pytest.raises(LookupError, match="defines no nothing"):
         source.of("routing", "nothing")
+
+
+def test_a_page_waits_while_charts_show_what_a_slider_told_the_run_by_itself(monkeypatch):
+    at = open_page(balancing="loss_free")
+    run, waited = run_of(at), []
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waited.append))
+    run.set_knobs(replace(run.knobs, u=0.01))
+    at.run()
+    assert waited == []
+    assert run.set_knobs(replace(run.knobs, u=0.1), run.version)
+    at.run()
+    assert len(waited) == 1
+    assert 0 < waited[0] <= session.CHARTS_FIRST
+    assert at.select_slider(key="u").value == 0.1
+    time.sleep(session.CHARTS_FIRST)
+    at.run()
+    assert len(waited) == 1
 
 
 def test_every_setting_has_a_word_of_help():

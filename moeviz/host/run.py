@@ -67,6 +67,7 @@ class Run:
             self._family = Family.of(recipe, text, twins or (kin.first(knobs),))
         self._speed: float | None = None
         self._touched = time.monotonic()
+        self._steered = -math.inf
         self._given_up = ""
         self._notice = Notice()
         self._books = Books(host, self.token)
@@ -189,11 +190,18 @@ class Run:
             self.touch()
             if version not in (None, self.version):
                 return False
+            if version is not None:
+                self._steered = time.monotonic()
             if knobs == self.knobs:
                 return True
             config.check(self.recipe, knobs)
             self._turn(self._family.following(knobs))
             return True
+
+    @property
+    def steered_ago(self) -> float:
+        """Seconds since knobs were set by whoever saw them as they were: a slider, beside the script of its page."""
+        return time.monotonic() - self._steered
 
     # --- twins --------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from moeviz.ui.hosting import host
 
 KEY = "moeviz"
 SPEEDS: dict[str, float | None] = {"1/s": 1.0, "10/s": 10.0, "50/s": 50.0, "max": None}  # steps per second
+CHARTS_FIRST = 0.12  # seconds that charts need to show what a slider did
 STALE_SECONDS = 2.0  # a browser that is so late is slower than a hand that opens a menu and chooses
 USUAL_SPEED = "50/s"  # collapse takes a second and recovery three: time to see them happen
 
@@ -87,6 +88,13 @@ def visitor() -> Visitor:
             st.query_params.from_dict(granted | kept)
             st.rerun()
     return st.session_state[KEY]
+
+
+def _let_charts_draw() -> None:
+    """A slider has just told the run by itself, and its charts are about to show it. A page drawn meanwhile would keep
+    server and browser busy with what changes least, and the charts late."""
+    if (run := there()) and (left := CHARTS_FIRST - run.steered_ago) > 0:
+        time.sleep(left)
 
 
 def _find_again(me: Visitor) -> None:
@@ -179,6 +187,7 @@ def take_controls(page: str) -> Visitor:
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
+    _let_charts_draw()
     _find_again(me)
     _arrive_at(me, page)
     me.speed = st.session_state.get("speed") or USUAL_SPEED
