@@ -169,6 +169,16 @@ def test_a_sweep_from_the_page_to_its_table_its_sentences_and_the_map():
     assert {key for key, _ in trace["customdata"]} == {"/".join(map(str, key)) for key in told}
 
 
+def test_a_sweep_starts_with_what_was_typed_just_before_the_click():
+    at = open_sweep(balancing="loss_free")
+    at.segmented_control(key="sweep_seeds").set_value(3)
+    at.number_input(key="sweep_steps").set_value(100)
+    at.button(key="sweep_start").click().run()
+    started = visitor(at).finds.sweep
+    assert (started.sweep.steps, started.sweep.seeds) == (100, (0, 1, 2))
+    started.cancel()
+
+
 def test_cancel_keeps_what_is_done_and_another_sweep_takes_its_place():
     at = open_sweep(balancing="loss_free")
     at.segmented_control(key="sweep_seeds").set_value(3).run()

@@ -62,12 +62,22 @@ def plan(recipe: Recipe, knobs: Knobs) -> None:
             type="primary",
             icon=":material/play_arrow:",
             disabled=planned is None,
-            on_click=session.start_sweep,
-            args=(planned,),
+            on_click=_start,
         )
         _not_offered(offered, recipe, knobs)
     if refusal:
         st.warning(refusal, icon=":material/block:")
+
+
+def _start() -> None:
+    """What the controls hold now: the page that was clicked may have been drawn before the last of them changed."""
+    me, name = session.visitor(), session.value("sweep_field")
+    listed, seeds, steps = map(session.value, (f"sweep_values_{name}", "sweep_seeds", "sweep_steps"))
+    planned, refusal = planned_of(me.recipe, me.knobs, name, listed, seeds, steps)
+    if planned is None:
+        session.say(refusal)
+    else:
+        session.start_sweep(planned)
 
 
 def _size() -> tuple[int, int]:
