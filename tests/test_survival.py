@@ -23,6 +23,7 @@ from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.engine import Engine
 from moeviz.host import Host, Limits, Run
 from moeviz.host import host as hosts
+from moeviz.host import run as runs_module
 from moeviz.host import state as states
 from moeviz.host import vault as vaults
 from moeviz.host.block import Parted
@@ -98,6 +99,21 @@ def test_a_killed_worker_takes_no_run_along(monkeypatch: pytest.MonkeyPatch) -> 
             told = state.notice.startswith("The process that trained this run ended unexpectedly at step")
             assert told == (number % 2 == 0)
         assert len(host.process_ids) == 2
+
+
+def test_a_run_that_was_left_answers_the_last_pulls_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "LEAVING_SECONDS", 0.5)
+    with hosting(1) as host:
+        run, seen_again = host.create(Recipe(), STEADY), host.create(Recipe(), STEADY)
+        run.abandon()
+        run.touch()
+        assert host.get(run.token) is run
+        wait_until(lambda: run.closed)
+        assert host.get(run.token) is None
+        monkeypatch.setattr(runs_module, "LEAVING_SECONDS", 0.0)
+        seen_again.abandon()
+        seen_again.touch()
+        assert seen_again.idle_seconds < 1, "another tab shows it"
 
 
 def test_it_is_told_also_where_the_next_worker_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from moeviz.host.host import Host
 
 MOST_DEATHS = 3  # of workers, at the same step of the same run, before it is given up
+LEAVING_SECONDS = 3.0  # in which a browser may still ask for a run that it is leaving
 MOST_TWINS = 4  # that a visitor may add to
 
 
@@ -68,6 +69,7 @@ class Run:
         self._speed: float | None = None
         self._touched = time.monotonic()
         self._steered = -math.inf
+        self._abandoned = math.inf
         self._given_up = ""
         self._notice = Notice()
         self._books = Books(host, self.token)
@@ -381,16 +383,17 @@ class Run:
 
     @property
     def idle_seconds(self) -> float:
-        """Time since the last touch."""
-        return time.monotonic() - self._touched
+        """Time since the last touch; infinite where nobody looked again at a run that was left."""
+        now, away = time.monotonic(), self._abandoned + LEAVING_SECONDS
+        return math.inf if now > away >= self._touched else now - self._touched
 
     def close(self) -> None:
         """Give the run up for good: it trains no further, `Host.get` no longer finds it, its files go."""
         self._leave(keep=False)
 
     def abandon(self) -> None:
-        """Nobody will look at it again: it is put aside soon. (At once would answer a pull under way with an error.)"""
-        self._touched = -math.inf
+        """Nobody will look at it again: it is put aside soon. (At once would answer the last pulls with an error.)"""
+        self._abandoned = time.monotonic()
 
     def put_aside(self) -> None:
         """Free its memory and its place. `Host.get` takes it up again, as another `Run`, if it could be saved."""
