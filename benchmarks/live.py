@@ -171,7 +171,7 @@ class Visit:
 
     def press(self, name: str) -> None:
         """Press a button."""
-        self.page.get_by_role("button", name=name).first.click()
+        self.page.get_by_role("button", name=re.compile(rf"^{name}\b(?! to)")).first.click()
 
     def wait(self, seconds: float) -> None:
         """Let the page go on."""

@@ -26,7 +26,7 @@ from tests.browsing import (
     settle,
     until,
 )
-from tests.test_live import make_rows
+from tests.test_live import make_rows, trained_rows
 
 pytestmark = pytest.mark.browser
 
@@ -48,7 +48,9 @@ def messages():
     """Name and message for everything odd that can travel."""
     yield "no rows", make_rows(1, 4, 0)
     yield "one row", make_rows(1, 4, 1)
-    yield "dropping, layers, gaps, held-out losses and settings that change", make_rows(2, 5, 40, dropping=True)
+    yield "dropping, layers, gaps, held-out losses and settings that change", make_rows(2, 5, 40, "as many")
+    yield "drops that follow no rule", make_rows(2, 5, 40, "any number")
+    yield "a run whose experts drop and whose biases move", trained_rows(60, token_dropping="expert", bias_rule="sign")
     yield "many experts", make_rows(2, 256, 12)
     flat = make_rows(1, 4, 6)
     flat["bias"], flat["load"], flat["kept_load"] = 0, 0, 0

@@ -20,8 +20,8 @@ from moeviz.live.routes import routes
 from moeviz.snapshot import History, record_dtype
 
 
-def make_rows(num_layers, num_experts, count, dropping=False, seed=0):
-    """Random rows as a `History` would return them."""
+def make_rows(num_layers, num_experts, count, dropping="nothing", seed=0):
+    """Random rows as a `History` would return them. Experts drop `nothing`, or keep `as many` or `any number`."""
     rng = np.random.default_rng(seed)
     rows = np.zeros(count, record_dtype(num_layers, num_experts))
     rows["step"] = np.cumsum(rng.integers(1, 5, count))
@@ -32,7 +32,8 @@ def make_rows(num_layers, num_experts, count, dropping=False, seed=0):
     rows["eval_loss"] = np.where(np.arange(count) % 3 == 0, 0.5, np.nan)
     rows["bias"] = rng.normal(size=rows["bias"].shape) * 10.0 ** rng.integers(-4, 2)
     rows["load"] = rng.integers(0, 65536, rows["load"].shape)
-    rows["kept_load"] = np.minimum(rows["load"], 999) if dropping else rows["load"]
+    kept = {"nothing": rows["load"], "as many": 999, "any number": rng.integers(0, 65536, rows["load"].shape)}
+    rows["kept_load"] = np.minimum(rows["load"], kept[dropping])
     for row in rows:
         for layer in range(num_layers):
             load, kept = row["load"][layer].tolist(), row["kept_load"][layer].tolist()
@@ -77,7 +78,7 @@ DRAWN = {
     num_layers=st.integers(1, 3),
     num_experts=st.integers(2, 64),
     count=st.integers(0, 20),
-    dropping=st.booleans(),
+    dropping=st.sampled_from(["nothing", "as many", "any number"]),
     seed=st.integers(0, 99),
 )
 def test_the_wire_returns_what_was_sent(num_layers, num_experts, count, dropping, seed):
@@ -96,6 +97,8 @@ def test_the_wire_returns_what_was_sent(num_layers, num_experts, count, dropping
         {"bias_rule": "sign", "u": 0.01},
         {"bias_rule": "quantile"},
         {"token_dropping": "expert", "capacity_factor": 0.75, "num_groups": 4, "groups_kept": 2},
+        {"token_dropping": "expert", "protected_share": 0.5, "bias_rule": "sign_centred"},
+        {"token_dropping": "device", "bias_rule": "proportional"},
         {"router": "expert_choice"},
     ],
 )
@@ -133,7 +136,18 @@ def test_the_sign_rule_makes_small_numbers_of_biases():
     still = rows.copy()
     still["bias"] = 0
     both = [len(wire.deflate(wire.encode(these, {}))) for these in (rows, still)]
-    assert both[0] - both[1] < 100, "two bits for each of 320 biases, and where they stood"
+    assert both[0] - both[1] < 50, "where 16 biases stood, and one number that says how far each moved against its load"
+
+
+def test_what_experts_drop_costs_one_limit():
+    rows = trained_rows(60, token_dropping="expert", capacity_factor=1.0, protected_share=0.0)[40:]
+    assert (rows["kept_load"] < rows["load"]).any()
+    whole = rows.copy()
+    whole["kept_load"] = whole["load"]
+    dropping, without = (wire.encode(these, {}) for these in (rows, whole))
+    assert len(dropping) == len(without), "a column that is all zeros is as short as one"
+    _, arrays = wire.decode(dropping)
+    assert (arrays["drop_limit"] == 128).all(), "1.0 * 1024 * 2 / 16"
 
 
 def test_biases_that_begin_anywhere_and_move_alike_stay_exact():
@@ -145,15 +159,17 @@ def test_biases_that_begin_anywhere_and_move_alike_stay_exact():
 
 
 # At two updates a second, 20 and 50 steps a second are 10 and 25 rows a message.
-@pytest.mark.parametrize(("count", "most"), [(10, 650), (25, 1000)])
-def test_a_second_of_training_is_two_kilobytes_at_most(count, most):
+@pytest.mark.parametrize("dropping", ["none", "expert"])
+@pytest.mark.parametrize(("count", "most"), [(10, 560), (25, 880)])
+def test_a_second_of_training_is_two_kilobytes_at_most(count, most, dropping):
     host = FakeHost()
-    rows = trained_rows(120, bias_rule="sign")
+    rows = trained_rows(120, bias_rule="sign", token_dropping=dropping)
     host.run.records_since = lambda epoch, step, limit: (0, rows[-count:])
     asked = [("accept-encoding", "deflate"), ("cookie", f"{visitor.COOKIE}=mine")]
     _, headers, body = get("/moeviz/run/known", "epoch=0&after=1&version=1", asked, host)
     # What uvicorn adds: status line, date and server.
     added = "HTTP/1.1 200 OK..date: Sun, 22 Nov 2026 04:12:01 GMT..server: uvicorn...."
+
     assert len(body) + sum(len(f"{name}: {value}..") for name, value in headers.items()) + len(added) <= most
 
 

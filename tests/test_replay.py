@@ -78,7 +78,9 @@ def noisy_rows(count, num_experts, num_layers=1):
     return rows
 
 
-@pytest.mark.parametrize(("layers", "experts", "dropping"), [(1, 2, False), (1, 64, True), (3, 16, True)])
+@pytest.mark.parametrize(
+    ("layers", "experts", "dropping"), [(1, 2, "nothing"), (1, 64, "as many"), (3, 16, "any number")]
+)
 def test_it_holds_the_run(layers, experts, dropping):
     rows = make_rows(layers, experts, 60, dropping)
     versions = {0: Knobs(), 1: Knobs(u=0.1), 2: Knobs(top_k=1), 9: Knobs(top_k=1)}

@@ -14,6 +14,13 @@ Each column begins with a byte that says how it goes on:
 
 Loads are counts (exact). Biases are whole multiples of the header's `scale`, off by no more than 1/32767 of the
 largest |b| of the message, well under a pixel; where one is no finite number, all travel as they are, without a scale.
+
+Two columns travel as what is left of a guess, which is nearly always nothing:
+
+`dropped_load`  the guess is what exceeds the layer's `drop_limit`, the least that an expert kept that had to drop;
+                0, and no guess, where that is not the rule (devices drop, not experts).
+`bias`          the guess is that each expert's bias moved by the header's `push` (in units of `scale`; 0 if left out)
+                against the load of the row before, which is what the sign rule does (DeepSeek-V3, 2.1.2).
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # the browser refuses another one; raise it with every change to what is written here
+FORMAT = 2  # the browser refuses another one; raise it with every change to what is written here
 SAME, COUNT = 0, 8
 WORTH_DEFLATING = 200  # bytes; what is shorter gains less than the header of the answer costs
 LEVEL, LARGE, LEVEL_OF_LARGE = 6, 20_000, 1  # a long catch-up is deflated in a third of the time and a tenth larger
@@ -43,26 +50,29 @@ LAYOUT = (
     ("fan_out", "point", "layer"),
     ("dead_experts", "whole", "layer"),
     ("load", "whole", "expert"),
+    ("drop_limit", "whole", "layer"),
     ("dropped_load", "whole", "expert"),  # load - kept_load
     ("bias", "bias", "expert"),
 )
 # What may be left out of a header, being mostly so.
-USUAL = {"status": "ready", "message": "", "notice": "", "playing": True, "marks": []}
+USUAL = {"status": "ready", "message": "", "notice": "", "playing": True, "marks": [], "push": 0}
 
 
 def encode(rows: np.ndarray, header: dict[str, Any]) -> bytes:
     """Rows of a `History` and a header as one message.
 
-    The header gains `shape` (rows, layers, experts) and `scale`, the unit of the biases.
+    The header gains `shape` (rows, layers, experts), `scale`, the unit of the biases, and `push`.
     """
-    header = {name: value for name, value in header.items() if name not in USUAL or value != USUAL[name]}
-    header["shape"] = [len(rows), *rows.dtype["load"].shape]
-    body = b""
+    header = header | {"shape": [len(rows), *rows.dtype["load"].shape]}
+    columns = {}
     if len(rows):
-        scale = _scale(rows["bias"])
-        if scale:
-            header["scale"] = scale
-        body = b"".join(_column(rows, name, kind, scale) for name, kind, _ in LAYOUT)
+        columns = {name: rows[name] for name, _, _ in LAYOUT if name in rows.dtype.names}
+        columns |= _drops(rows)
+        if scale := _scale(rows["bias"]):
+            columns["bias"], push = _biases(rows, scale)
+            header |= {"scale": scale, "push": push}
+    header = {name: value for name, value in header.items() if name not in USUAL or value != USUAL[name]}
+    body = b"".join(_column(columns[name], kind) for name, kind, _ in LAYOUT) if columns else b""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     return bytes([FORMAT]) + len(text).to_bytes(3, "little") + text + body
 
@@ -86,11 +96,18 @@ def decode(message: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     header = USUAL | json.loads(message[4:place])
     n, layers, experts = header["n"], header["layers"], header["experts"] = header["shape"]
     widths = {"step": 1, "layer": layers, "expert": layers * experts}
+    if not n:
+        columns = {name: np.zeros((0, widths[per])) for name, _, per in LAYOUT}
+        return header, columns | derive(columns, layers)
     columns = {}
     for name, kind, per in LAYOUT:
         whole = kind == "whole" or (kind == "bias" and "scale" in header)
-        values, place = _read(message, place, n, widths[per], whole) if n else (np.zeros((0, widths[per])), place)
-        columns[name] = (values * header["scale"]).astype("<f4") if kind == "bias" and whole else values
+        columns[name], place = _read(message, place, n, widths[per], whole)
+    load_NLE = columns["load"].reshape(n, layers, experts)
+    columns["dropped_load"] += _beyond(load_NLE, columns["drop_limit"]).reshape(n, -1)
+    if "scale" in header:
+        moved = columns["bias"] + header["push"] * _pushes(load_NLE).cumsum(0).reshape(n, -1)
+        columns["bias"] = (moved * header["scale"]).astype("<f4")
     return header, columns | derive(columns, layers)
 
 
@@ -109,14 +126,54 @@ def derive(columns: dict[str, np.ndarray], layers: int) -> dict[str, np.ndarray]
     }
 
 
-def _column(rows: np.ndarray, name: str, kind: str, scale: float) -> bytes:
+def _column(values: np.ndarray, kind: str) -> bytes:
     if kind == "newest":
-        return bytes([SAME]) + rows[name][-1:].tobytes()
-    if name == "dropped_load":
-        return _whole(rows["load"].astype(np.int64) - rows["kept_load"])
-    if kind == "bias":
-        return _whole(np.rint(rows[name] / scale).astype(np.int64)) if scale else _point(rows[name])
-    return _whole(rows[name].astype(np.int64)) if kind == "whole" else _point(rows[name])
+        return bytes([SAME]) + values[-1:].tobytes()
+    if kind == "point" or (kind == "bias" and values.dtype == np.float32):
+        return _point(values)
+    return _whole(values.astype(np.int64))
+
+
+def _drops(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns `drop_limit` and `dropped_load`, the latter without what the former lets one guess."""
+    load_NLE, kept_NLE = rows["load"].astype(np.int64), rows["kept_load"].astype(np.int64)
+    dropped_NLE = load_NLE - kept_NLE
+    if not dropped_NLE.any():
+        return {"drop_limit": np.zeros(load_NLE.shape[:2], np.int64), "dropped_load": dropped_NLE}
+    limit_NL = np.where(dropped_NLE > 0, kept_NLE, load_NLE.max()).min(-1)
+    left_NLE = dropped_NLE - _beyond(load_NLE, limit_NL)
+    helps_NL = np.abs(left_NLE).sum(-1) < dropped_NLE.sum(-1)
+    return {
+        "drop_limit": limit_NL * helps_NL,
+        "dropped_load": np.where(helps_NL[..., None], left_NLE, dropped_NLE),
+    }
+
+
+def _beyond(load_NLE: np.ndarray, limit_NL: np.ndarray) -> np.ndarray:
+    """What exceeds the limit; nothing where that is 0."""
+    return np.maximum(load_NLE - limit_NL[..., None], 0) * (limit_NL > 0)[..., None]
+
+
+def _biases(rows: np.ndarray, scale: float) -> tuple[np.ndarray, int]:
+    """The biases as whole multiples of `scale`, without what the header's `push` lets one guess; and that push."""
+    whole_NLE = np.rint(rows["bias"] / scale).astype(np.int64)
+    moves_NLE = whole_NLE[1:] - whole_NLE[:-1]
+    if not moves_NLE.any():
+        return whole_NLE, 0
+    pushes_NLE = _pushes(rows["load"].astype(np.int64))
+    agreeing = np.abs(moves_NLE[moves_NLE * pushes_NLE[1:] > 0])
+    push = int(np.median(agreeing)) if agreeing.size else 0
+    if np.abs(moves_NLE - push * pushes_NLE[1:]).sum() >= np.abs(moves_NLE).sum():
+        push = 0
+    return whole_NLE - push * pushes_NLE.cumsum(0), push
+
+
+def _pushes(load_NLE: np.ndarray) -> np.ndarray:
+    """Which way the sign rule pushes: 1 where the expert had less than its layer's mean a row ago, -1 where more."""
+    pushes_NLE = np.zeros(load_NLE.shape, np.int64)
+    before_NLE = load_NLE[:-1]
+    pushes_NLE[1:] = np.sign(before_NLE.sum(-1, keepdims=True) - before_NLE * before_NLE.shape[-1])
+    return pushes_NLE
 
 
 def _whole(values: np.ndarray) -> bytes:

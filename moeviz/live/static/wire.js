@@ -1,6 +1,6 @@
 // Reads one message of the server: the inverse of `encode` in moeviz/live/wire.py, where the format is described.
 
-const FORMAT = 1;
+const FORMAT = 2;
 const [SAME, COUNT] = [0, 8];
 const LAYOUT = [
   ["step", "whole", "step"],
@@ -15,10 +15,11 @@ const LAYOUT = [
   ["fan_out", "point", "layer"],
   ["dead_experts", "whole", "layer"],
   ["load", "whole", "expert"],
+  ["drop_limit", "whole", "layer"],
   ["dropped_load", "whole", "expert"],
   ["bias", "bias", "expert"],
 ];
-const USUAL = { status: "ready", message: "", notice: "", playing: true, marks: [] };
+const USUAL = { status: "ready", message: "", notice: "", playing: true, marks: [], push: 0 };
 
 export function decode(buffer) {
   const bytes = new Uint8Array(buffer);
@@ -34,7 +35,8 @@ export function decode(buffer) {
     const whole = kind === "whole" || (kind === "bias" && header.scale !== undefined);
     columns[name] = whole ? readWhole(reader, widths[per]) : readPoint(reader, widths[per]);
   }
-  if (header.scale !== undefined) columns.bias = Float32Array.from(columns.bias, (value) => value * header.scale);
+  addDropped(columns, header);
+  if (header.scale !== undefined) columns.bias = pushed(columns, header);
   return { header, columns: Object.assign(columns, derive(columns, header)) };
 }
 
@@ -84,6 +86,34 @@ function readBits(reader, count, size) {
     for (let i = 0; i < count; i++) bits[i] |= part[i] << (8 * byte);
   }
   return bits;
+}
+
+// What exceeds a layer's limit was dropped; no limit where that is 0.
+function addDropped({ load, dropped_load, drop_limit }, { experts }) {
+  drop_limit.forEach((limit, i) => {
+    if (!limit) return;
+    for (let k = i * experts; k < (i + 1) * experts; k++) dropped_load[k] += Math.max(load[k] - limit, 0);
+  });
+}
+
+// Biases: each was pushed against its load of the row before, and what else it moved was sent.
+function pushed({ load, bias }, { n, layers, experts, push, scale }) {
+  const width = layers * experts;
+  const sum = new Int32Array(width);
+  const pushes = new Float32Array(n * width);
+  for (let row = 0; row < n; row++) {
+    for (let k = 0; k < width; k++) pushes[row * width + k] = (bias[row * width + k] + push * sum[k]) * scale;
+    if (push) addPushes(sum, load.subarray(row * width, (row + 1) * width), experts);
+  }
+  return pushes;
+}
+
+function addPushes(sum, load, experts) {
+  for (let first = 0; first < load.length; first += experts) {
+    let pairs = 0;
+    for (let k = first; k < first + experts; k++) pairs += load[k];
+    for (let k = first; k < first + experts; k++) sum[k] += Math.sign(pairs - load[k] * experts);
+  }
 }
 
 // What follows from loads, as moeviz/metrics.py has it.
