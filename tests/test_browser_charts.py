@@ -6,8 +6,10 @@ import base64
 import re
 import struct
 import xml.etree.ElementTree as ET
+from itertools import chain, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
 
@@ -284,6 +286,62 @@ def test_smoothing_is_the_debiased_mean_also_where_steps_are_missing(new_page):
         )
         by_hand = [mean_by_hand(values[: k + 1], gaps[: k + 1], weight) for k in range(len(values))]
         assert seen == pytest.approx(by_hand, rel=1e-6), weight
+
+
+STROKES = """async ([address, points, width]) => {
+    const { line } = await import(address)
+    const ctx = document.createElement("canvas").getContext("2d")
+    const strokes = []
+    ctx.beginPath = () => strokes.push([])
+    ctx.moveTo = (x, y) => strokes.at(-1).push([[x, y]])
+    ctx.lineTo = (x, y) => strokes.at(-1).at(-1).push([x, y])
+    const [store, x, y] = [{ step: points.map(([x]) => x) }, (x) => x, (y) => y ?? NaN]
+    line({ ctx, store, first: 0, last: points.length - 1, x, y }, (i) => points[i][1], { color: "red", width })
+    return strokes
+}"""
+
+
+def far(points, drawn):
+    """How far the farthest of these points is from a line through the drawn ones."""
+    starts, ends = (np.array(drawn)[part, None] for part in (slice(None, -1), slice(1, None)))
+    way, along = ends - starts, np.array(points) - starts
+    share = np.clip((along * way).sum(-1) / np.maximum((way**2).sum(-1), 1e-12), 0, 1)
+    return np.hypot(*np.moveaxis(along - share[..., None] * way, -1, 0)).min(0).max()
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_line_with_fewer_points_looks_the_same(new_page, width):
+    rng = np.random.default_rng(0)
+    places = np.arange(1200) / 3  # three to a pixel
+    shapes = {
+        "noise": rng.normal(60, 20, 1200),
+        "steps of the sign rule": rng.choice([-1.0, 1.0], 1200).cumsum(),
+        "ripple": np.where(np.arange(1200) % 2, 0.1, -0.1),
+        "ramp": np.arange(1200) * 0.7,
+        "upward bend": np.arange(1200) ** 2 / 5000,
+        "downward bend": -(np.arange(1200) ** 2) / 5000,
+        "spike": np.where(np.arange(1200) == 700, 90.0, 5.0),
+    }
+    page = new_page()
+    counts = {}
+    for name, heights in shapes.items():
+        points = np.stack([places, heights], 1).tolist()
+        points[400][1] = None
+        strokes = page.evaluate(STROKES, [f"/moeviz/live/brush.js?v={assets.VERSION}", points, width])
+        parts = [part for stroke in strokes for part in stroke]
+        for one, other in pairwise(parts):
+            gap = np.allclose(one[-1], points[399], atol=0.5) and other[0] == points[401]
+            assert gap or one[-2:] == other[:2], name
+        before, after = ([part for part in parts if (part[0][0] < places[400]) == early] for early in (True, False))
+        for these, told in ((before, points[:400]), (after, points[401:])):
+            assert far(told, list(chain(*these))) < 0.55, name
+            assert these[0][0] == told[0], name
+            assert np.allclose(these[-1][-1], told[-1], atol=0.5), name
+        assert max(sum(map(len, stroke)) for stroke in strokes) <= (3000 if width == 1 else 35), name
+        counts[name] = sum(map(len, parts))
+    assert counts["ripple"] <= 20
+    assert counts["ramp"] <= 20
+    assert counts["spike"] <= 20
 
 
 def readout(page, chart):

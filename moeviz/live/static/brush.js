@@ -1,17 +1,24 @@
 // Drawing lines on a canvas that lies under Plotly's axes. `p` is the frame that step_chart.js prepares.
 
+const STRETCH = 32; // points of a thick line stroked at once: a browser takes three times as long for one of hundreds
+const OFF_PX = 0.2; // that a line may pass a point by
+
 // A line through value(index) for each visible entry; a gap where the value is no number or has no place on the axis.
 export function line(p, value, { color, width = 1, dash = [], indices = null }) {
   const { ctx } = p;
   const count = indices ? indices.length : p.last - p.first + 1;
   if (count === 1) return dot(p, value, color);
-  ctx.beginPath();
-  trace(p, value, indices);
   ctx.strokeStyle = color;
   ctx.lineWidth = width;
   ctx.lineJoin = "round";
   ctx.setLineDash(dash);
-  ctx.stroke();
+  const inStretches = width > 1 && !dash.length && ctx instanceof CanvasRenderingContext2D;
+  const trace = new Trace(ctx, inStretches ? STRETCH : Infinity);
+  for (let i = 0; i < count; i++) {
+    const index = indices ? indices[i] : p.first + i;
+    trace.to(p.x(p.store.step[index]), p.y(value(index)));
+  }
+  trace.end();
   ctx.setLineDash([]);
 }
 
@@ -25,26 +32,74 @@ function dot(p, value, color) {
   p.ctx.fill();
 }
 
-// Points that would fall on a stretch already drawn within half a pixel are left out: the picture is the same.
-function trace(p, value, indices) {
-  const { ctx } = p;
-  const count = indices ? indices.length : p.last - p.first + 1;
-  let pen = false;
-  let [left, low, high] = [NaN, 0, 0];
-  for (let i = 0; i < count; i++) {
-    const index = indices ? indices[i] : p.first + i;
-    const x = p.x(p.store.step[index]);
-    const y = p.y(value(index));
-    if (!Number.isFinite(y) || !Number.isFinite(x)) {
-      pen = false;
-      continue;
+// A line from point to point that looks the same with fewer of them.
+class Trace {
+  constructor(ctx, stretch) {
+    Object.assign(this, { ctx, stretch });
+    this.points = 0; // of the stretch
+    this.drawn = []; // the last two of them, the newer one first
+    this.next = null; // as far as the line goes on straight
+    this.slopes = [-Infinity, Infinity]; // that pass no point in between by too much
+    this.column = [NaN, 0, 0]; // place, lowest and highest of what was drawn within half a pixel
+    ctx.beginPath();
+  }
+
+  to(x, y) {
+    if (!Number.isFinite(x) || !Number.isFinite(y)) this.#lift();
+    else if (!this.drawn.length) this.#begin(x, y);
+    else if (!this.#covered(x, y)) this.#goOn(x, y);
+  }
+
+  end() {
+    this.#lift();
+    this.ctx.stroke();
+  }
+
+  // Whether it falls on what is drawn already.
+  #covered(x, y) {
+    const [left, low, high] = this.column;
+    if (x - left >= 0.5) this.column = [x, y, y];
+    else if (y >= low && y <= high) return true;
+    else this.column = [left, Math.min(low, y), Math.max(high, y)];
+    return false;
+  }
+
+  #begin(x, y) {
+    this.ctx.moveTo(x, y);
+    this.drawn = [[x, y]];
+    this.column = [x, y, y];
+  }
+
+  #goOn(x, y) {
+    const [[fromX, fromY]] = this.drawn;
+    const slope = (y - fromY) / (x - fromX);
+    if (this.next && !(slope >= this.slopes[0] && slope <= this.slopes[1])) {
+      this.#draw();
+      return this.#goOn(x, y);
     }
-    if (pen && x - left < 0.5 && y >= low && y <= high) continue;
-    if (pen) ctx.lineTo(x, y);
-    else ctx.moveTo(x, y);
-    if (!pen || x - left >= 0.5) [left, low, high] = [x, y, y];
-    else [low, high] = [Math.min(low, y), Math.max(high, y)];
-    pen = true;
+    const off = OFF_PX / (x - fromX);
+    this.slopes = [Math.max(this.slopes[0], slope - off), Math.min(this.slopes[1], slope + off)];
+    this.next = [x, y];
+  }
+
+  // A stretch begins a point before the end of the last one, so that the corner between them is rounded.
+  #draw() {
+    this.ctx.lineTo(...this.next);
+    this.drawn = [this.next, this.drawn[0]];
+    this.points += 1;
+    this.next = null;
+    this.slopes = [-Infinity, Infinity];
+    if (this.points < this.stretch) return;
+    this.ctx.stroke();
+    this.ctx.beginPath();
+    this.ctx.moveTo(...this.drawn[1]);
+    this.ctx.lineTo(...this.drawn[0]);
+    this.points = 1;
+  }
+
+  #lift() {
+    if (this.next) this.#draw();
+    this.drawn = [];
   }
 }
 
