@@ -11,7 +11,7 @@ if run := session.there():
 if sweep := me.finds.sweep:
     dots.take_in_cells(me.finds.dots, sweep.sweep, sweep.results)
 
-transport.sentences()
+transport.words()
 chart_of_runs.still_going()
 found = list(me.finds.dots.values())
 if found:

@@ -8,9 +8,7 @@ from moeviz.ui import controls, live, session, transport, twins
 me = controls.sidebar("playground")
 run = session.run()
 
-transport.earlier()
-transport.sentences()
-transport.trouble(run)
+transport.words(run)
 transport.bar(run)
 twins.beside(run)
 twins.branch(run)

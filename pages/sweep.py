@@ -8,7 +8,7 @@ me = controls.sidebar(
     "sweep", "These are the settings of **every run of a sweep**, in all but the knob that it varies."
 )
 
-transport.sentences()
+transport.words()
 sweeps.plan(me.recipe, me.knobs)
 sweep = me.finds.sweep
 if sweep is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -252,6 +253,32 @@ def test_experts_that_no_number_of_devices_divides_leave_the_run_and_its_knobs_a
     assert (run_of(at).knobs, run_of(at).version) == (Knobs(), 0)
     at.run()
     assert run_of(at).version == 0
+
+
+def place_of(at, key):
+    """Where in Streamlit's order the part of the page is that has a button in it."""
+    return next(index for index, part in at.main.children.items() if key in str(part))
+
+
+def test_what_is_said_above_moves_nothing_below():
+    at = open_page(gating="foo")
+    assert at.warning
+    before = place_of(at, "run_pause")
+    at.button(key="got_it").click().run()
+    assert not at.warning
+    assert place_of(at, "run_pause") == before
+
+
+def test_only_a_browser_that_left_too_early_is_kept_from_the_log():
+    def line(cause):
+        return logging.LogRecord(
+            "uvicorn.error", logging.ERROR, "", 0, "", (), (type(cause), cause, None) if cause else None
+        )
+
+    late = RuntimeError('Cannot call "send" once a close message has been sent.')
+    assert not hosting.worth_telling(line(late))
+    for other in (None, RuntimeError("something else"), ValueError("once a close message has been sent")):
+        assert hosting.worth_telling(line(other))
 
 
 def test_the_transport_runs_steps_pauses_and_resets():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -43,6 +44,7 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
     # another page than the first on a fresh server would get that one without the frame.
     PagesManager.uses_pages_directory = False
     _allow_many_files()
+    logging.getLogger("uvicorn.error").addFilter(worth_telling)
     gc.collect()
     gc.freeze()  # what was imported stays for good: later collections need not look at it again
     print(_greeting(), flush=True)
@@ -50,6 +52,13 @@ async def lifespan(app: Any) -> AsyncIterator[None]:
         yield
     finally:
         host().shutdown()
+
+
+def worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a line of the server's log means anything. That a browser was gone before Streamlit closed its connection
+    does not, and would stand there as an exception of many lines."""
+    cause = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(cause, RuntimeError) and "once a close message has been sent" in str(cause))
 
 
 def _allow_many_files() -> None:

@@ -60,7 +60,21 @@ def bar(run: Run, with_twins: bool = False) -> None:
     receipts.panel()
 
 
-def sentences() -> None:
+def words(run: Run | None = None) -> None:
+    """Draw what must be said above everything else, also about a run.
+
+    It has a place of its own even where there is nothing to say: what comes below would otherwise change its place in
+    Streamlit's order and be made anew, and a menu that is open there would close.
+    """
+    with st.container():
+        if run:
+            _earlier()
+        _sentences()
+        if run:
+            _trouble(run)
+
+
+def _sentences() -> None:
     """Say what could not be done as asked, until it has been read."""
     if said := session.whisper():
         # Whoever opens a link that was shared meets this: no warning, and nothing to put away.
@@ -71,7 +85,7 @@ def sentences() -> None:
             st.button("Got it", key="got_it", on_click=session.forget_notices)
 
 
-def earlier() -> None:
+def _earlier() -> None:
     """Offer the run that this browser had before, where there is one."""
     if (found := session.earlier_run()) is None:
         return
@@ -91,7 +105,7 @@ def _ago(seconds: float) -> str:
     return "a moment ago"
 
 
-def trouble(run: Run) -> None:
+def _trouble(run: Run) -> None:
     """Say what stopped the run, with the way out beside it."""
     state = run.state()
     if state.status == "waiting":

@@ -3,7 +3,7 @@
 // So a slow browser slows itself down instead of falling behind: the next question comes no sooner than twice the
 // drawing time after the last one, which leaves the main thread at least half free.
 
-const SHORTEST_MS = 100; // ten updates a second
+const SHORTEST_MS = 95; // ten updates a second, and a little in hand for the frame that a drawing waits for
 const IDLE_MS = 400; // nothing is training
 const HIDDEN_MS = 60000; // until woken: a hidden tab asks for nothing
 const TIMEOUT_MS = 10000;
