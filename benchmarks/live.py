@@ -50,7 +50,7 @@ PATIENCE = 60_000  # milliseconds
 USUAL, FULL = "50/s", "max"
 SIZES = (16, 64)
 SETTLED = 500  # steps before anything is measured, so that every chart has lines to draw
-WINDOW, SHORT, MOVES, PAIRS, STARTS = 10.0, 6.0, 16, 5, 3
+WINDOW, SHORT, MOVES, PAIRS, STARTS = 10.0, 6.0, 16, 9, 3
 MOST = 45.0  # seconds that a page may take for its moves
 # Seconds between updates that st.plotly_chart is asked for, by number of experts: about as short as a free core of this
 # kind of machine keeps up with. Where it does not, updates pile up in the browser.
