@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 
 from moeviz import balance, metrics, presets, routing
@@ -281,6 +282,31 @@ def test_only_a_browser_that_left_too_early_is_kept_from_the_log():
         assert hosting.worth_telling(line(other))
 
 
+def click_from_before(key, **address):
+    """A new session that is told at its very beginning of a click on a button which another has drawn."""
+    clicked = WidgetStates()
+    clicked.widgets.add(id=open_page().button(key=key).proto.id, trigger_value=True)
+    at = AppTest.from_file(APP, default_timeout=60)
+    at.query_params.update(address)
+    return at._run(clicked)
+
+
+@pytest.mark.parametrize("address", [{}, {"speed": "warp"}])
+def test_a_click_on_a_page_that_outlived_its_session_counts(address):
+    at = click_from_before("run_pause", **address)
+    wait_until(lambda: run_of(at).state().step > 5)
+    assert at.button(key="run_pause").label == "Pause"
+    assert at.run().button(key="run_pause").label == "Pause"
+    at.button(key="run_pause").click().run()
+    assert at.button(key="run_pause").label == "Run"
+
+
+def test_a_click_from_before_may_set_controls():
+    at = click_from_before("new_seed")
+    assert not at.exception
+    assert run_of(at).recipe.seed == at.session_state["seed"] != 0
+
+
 def test_the_transport_runs_steps_pauses_and_resets():
     at = open_page()
     run = run_of(at)
@@ -407,6 +433,7 @@ def test_every_setting_has_a_word_of_help():
 def test_the_process_that_serves_pages_never_imports_torch():
     script = f"""
 import sys
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
 at = AppTest.from_file({APP!r}, default_timeout=60).run()
 assert not at.exception

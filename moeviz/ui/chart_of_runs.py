@@ -21,7 +21,7 @@ def still_going() -> None:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/pending: Your run is at step {state.step:,} and leaves its dot when it rests.")
-        st.button("Pause it", key="map_pause", on_click=run.pause)
+        session.button("Pause it", key="map_pause", on_click=run.pause)
 
 
 def empty() -> None:
@@ -72,7 +72,7 @@ def _reopen(found: dict[str, Dot]) -> None:
             args=("map_dot",),
         )
         dot = found.get(key)
-        st.button(
+        session.button(
             "Open its settings on the Playground",
             key="map_open",
             type="primary",

@@ -55,7 +55,7 @@ def panel() -> None:
         return
     with st.container(border=True):
         _tell(check, check.look())
-        st.button("Got it", key="check_read", on_click=_forget)
+        session.button("Got it", key="check_read", on_click=_forget)
 
 
 # --- the visitor's own ---------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def _bring(run: Run) -> None:
         return
     _say_what_it_is(run, theirs)
     text = _text_for(theirs)
-    st.button(
+    session.button(
         "Train it again here",
         key="check_begin",
         type="primary",
@@ -223,7 +223,7 @@ def _under_way() -> None:
         steps = check.theirs.steps
         said = plain(check.message) or f"Checking a receipt: step {check.step:,} of {steps:,}"
         st.progress(min(check.step / max(steps, 1), 1.0), text=said)
-        st.button("Cancel", key="check_cancel", on_click=_forget)
+        session.button("Cancel", key="check_cancel", on_click=_forget)
 
 
 def _tell(check: Check, verdict: Verdict) -> None:

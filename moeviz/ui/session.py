@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -58,6 +58,8 @@ class Visitor:
     finds: finds.Finds = field(default_factory=finds.Finds)
     dot: str = ""  # the one that is looked at
     to_play: bool = False  # whether the next drawing is that of the Playground
+    answered: set[str] = field(default_factory=set)  # buttons whose click was obeyed before they were drawn
+    late: Callable[[], None] | None = None  # what a click asks for that was only seen when its button was drawn
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 
@@ -187,6 +189,9 @@ def take_controls(page: str) -> Visitor:
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
+    late, me.late = me.late, None
+    if late:
+        late()
     _let_charts_draw()
     _find_again(me)
     _arrive_at(me, page)
@@ -260,6 +265,26 @@ def choose(**values: Any) -> None:
     for name, value in values.items():
         st.session_state[name] = value
     visitor().set_by_code.update(values.keys() & fields.values_of(Recipe(), Knobs()).keys())
+
+
+def button(label: str, key: str, on_click: Callable[..., Any], args: tuple = (), **options: Any) -> None:
+    """`st.button`, of which no click is lost.
+
+    A page that outlived its Streamlit session, since the server was started anew or the laptop slept, has buttons that
+    the new session has yet to draw. Of a click on one of them Streamlit tells the script that draws it, but calls
+    nothing. Then that is done before the next drawing, where controls may still be set.
+    """
+    me = visitor()
+    clicked = st.button(label, key=key, on_click=_answer, args=(key, on_click, args), **options)
+    if clicked and key not in me.answered:
+        me.late = lambda: _answer(key, on_click, args)
+        st.rerun()
+    me.answered.discard(key)
+
+
+def _answer(key: str, act: Callable[..., Any], args: tuple) -> None:
+    visitor().answered.add(key)
+    act(*args)
 
 
 def value(name: str) -> Any:

@@ -56,7 +56,7 @@ def plan(recipe: Recipe, knobs: Knobs) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
         seeds, steps = _size()
         planned, refusal = planned_of(recipe, knobs, name, listed, seeds, steps)
-        st.button(
+        session.button(
             "Start",
             key="sweep_start",
             type="primary",
@@ -156,7 +156,7 @@ def example() -> None:
             "**No sweep yet.** Choose a knob above and press Start, or see how the speed of the loss-free bias decides "
             "between collapse, balance and overshooting: five speeds from three seeds, 300 steps each."
         )
-        st.button(
+        session.button(
             "Start the example sweep",
             key="sweep_example",
             icon=":material/science:",
@@ -184,7 +184,7 @@ def _watched(sweep_run: SweepRun, was_running: bool) -> None:
     if told.status == "running":
         with st.container(horizontal=True, vertical_alignment="center"):
             st.progress(told.made / told.steps, f"{told.done} of {told.cells} runs done, {_remaining(told)}")
-            st.button("Cancel", key="sweep_cancel", icon=":material/stop:", on_click=sweep_run.cancel,
+            session.button("Cancel", key="sweep_cancel", icon=":material/stop:", on_click=sweep_run.cancel,
                       help="Runs that are done are kept.")  # fmt: skip
     if told.message:
         st.info(told.message, icon=":material/hourglass_top:" if told.status == "running" else ":material/error:")

@@ -22,7 +22,7 @@ def bar(run: Run, with_twins: bool = False) -> None:
     playing = state.playing and state.target != state.step + 1
     # Its gap is such that all of it stands in one row from a width of 1280 on.
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-        st.button(
+        session.button(
             "Pause" if playing else "Run",
             key="run_pause",
             type="primary",
@@ -32,14 +32,14 @@ def bar(run: Run, with_twins: bool = False) -> None:
             shortcut="Space",
             disabled=not usable,
         )
-        st.button(
+        session.button(
             "Step", key="step", icon=":material/skip_next:", on_click=run.step, shortcut="Right", disabled=not usable
         )
-        st.button(
+        session.button(
             "Reset", key="reset", icon=":material/replay:", on_click=_reset, args=(run,), shortcut="Home",
             help="Back to step 0 with the same seed and the settings as they are.",
         )  # fmt: skip
-        st.button(
+        session.button(
             "New seed", key="new_seed", icon=":material/casino:", on_click=_new_seed, help="Other weights and data."
         )
         st.segmented_control(
@@ -54,7 +54,7 @@ def bar(run: Run, with_twins: bool = False) -> None:
         )
         with st.popover("Run to…", help="Run up to a step, then pause."):
             st.number_input("Step", 1, 1_000_000, 500, key="until", persist_state="session")
-            st.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
+            session.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
         downloads.menu(run, with_twins)
         receipts.menu(run)
     receipts.panel()
@@ -82,7 +82,7 @@ def _sentences() -> None:
     if notices := session.notices():
         with st.container(horizontal=True, vertical_alignment="center"):
             st.warning("\n\n".join(notices), icon=":material/info:", width="stretch")
-            st.button("Got it", key="got_it", on_click=session.forget_notices)
+            session.button("Got it", key="got_it", on_click=session.forget_notices)
 
 
 def _earlier() -> None:
@@ -93,8 +93,8 @@ def _earlier() -> None:
     where = "is open in another tab" if seconds < OPEN_SECONDS else f"is kept from {_ago(seconds)}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/history: Your earlier run {where}, at step {step:,}.")
-        st.button("Take it up again", key="take_up", on_click=session.take_up_earlier)
-        st.button("No, thanks", key="decline", type="tertiary", on_click=session.decline_earlier)
+        session.button("Take it up again", key="take_up", on_click=session.take_up_earlier)
+        session.button("No, thanks", key="decline", type="tertiary", on_click=session.decline_earlier)
 
 
 def _ago(seconds: float) -> str:
@@ -115,7 +115,7 @@ def _trouble(run: Run) -> None:
     st.error(state.message, icon=":material/error:")
     with st.container(horizontal=True, gap="small"):
         if state.can_go_on:
-            st.button(
+            session.button(
                 "Go on from the last good step",
                 key="go_on",
                 type="primary",
@@ -123,7 +123,7 @@ def _trouble(run: Run) -> None:
                 help="Charts and steps stay; the weights are the newest that gave numbers, at most 25 updates old. "
                 "Change what made it diverge, then run.",
             )
-        st.button(
+        session.button(
             "Restart from step 0",
             key="restart",
             type="secondary" if state.can_go_on else "primary",

@@ -69,8 +69,8 @@ def branch(run: Run) -> None:
         )
         with st.container(horizontal=True, vertical_alignment="bottom"):
             _choice(run, f"branch_{step}_{number}", {}, unchanged=True)
-            st.button("Branch", key="branch_now", type="primary", on_click=_branch, args=(run, number, step))
-            st.button("Cancel", key="branch_not", on_click=_forget_branch)
+            session.button("Branch", key="branch_now", type="primary", on_click=_branch, args=(run, number, step))
+            session.button("Cancel", key="branch_not", on_click=_forget_branch)
 
 
 def beside(run: Run) -> None:
@@ -81,7 +81,7 @@ def beside(run: Run) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f":material/stacks: This is twin A. Beside it train {names}, so each step takes longer.")
         st.page_link("pages/compare.py", label="Compare them", icon=":material/compare_arrows:")
-        st.button("Go on with A alone", key="alone", type="tertiary", on_click=_alone, args=(run,))
+        session.button("Go on with A alone", key="alone", type="tertiary", on_click=_alone, args=(run,))
 
 
 def _card(run: Run, twin: Twin) -> None:
@@ -91,15 +91,15 @@ def _card(run: Run, twin: Twin) -> None:
             st.caption(f"Parted at step {twin.since:,}.")
         _choice(run, f"twin_{twin.id}", twin.changes)
         with st.container(horizontal=True):
-            st.button("Change", key=f"twin_{twin.id}_change", type="primary", on_click=_change, args=(run, twin))
-            st.button(
+            session.button("Change", key=f"twin_{twin.id}_change", type="primary", on_click=_change, args=(run, twin))
+            session.button(
                 "Remove", key=f"twin_{twin.id}_remove", icon=":material/close:", on_click=_remove, args=(run, twin.id)
             )
 
 
 def _add(run: Run) -> None:
     _choice(run, "twin_new", {})
-    st.button("Add twin", key="twin_new_add", type="primary", on_click=_join, args=(run,))
+    session.button("Add twin", key="twin_new_add", type="primary", on_click=_join, args=(run,))
 
 
 def _choice(run: Run, key: str, now: dict[str, Any], unchanged: bool = False) -> None:
