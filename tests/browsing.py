@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Error, expect, sync_playwright
 
 from tests.install_chromium import find
 
@@ -138,8 +138,13 @@ def watched_pages(browser, name):
         pages.append(page)
         return page
 
+    open_page.states = lambda: [*faults, *(_state(page) for page in pages)]
     try:
         yield open_page
+    except BaseException as error:
+        for state in open_page.states():
+            error.add_note(state)
+        raise
     finally:
         for number, page in enumerate(pages):
             if not page.is_closed():
@@ -149,9 +154,39 @@ def watched_pages(browser, name):
     assert not faults, "\n".join(faults)
 
 
+def _state(page):
+    """A page in a few lines, for who reads of a failure: what its charts know, and what is said above them."""
+    if page.is_closed():
+        return "a closed page"
+    look = r"""() => {
+        const script = document.querySelector("[data-test-script-state]")?.dataset.testScriptState
+        const { status, step, playing, complete, agreed, writes, marks } = window.__moeviz ?? {}
+        const main = document.querySelector(".stMainBlockContainer") ?? document.body
+        const said = main.innerText.replace(/\s+/g, " ").slice(0, 300)
+        return JSON.stringify({ script, status, step, playing, complete, agreed, writes, marks, said })
+    }"""
+    try:
+        return f"{page.url} {page.wait_for_function(look, timeout=5 * SECOND).json_value()}"
+    except Error as error:
+        return f"{page.url} answers nothing: {error}"
+
+
+STATES = pytest.StashKey()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Beside a failure stands how its pages were: where nobody sees the pictures it is all that there is."""
+    report = yield
+    if report.failed and report.when == "call" and STATES in item.stash:
+        report.sections += [("a page", state) for state in item.stash[STATES]()]
+    return report
+
+
 @pytest.fixture
 def watch(browser, request):
     with watched_pages(browser, request.node.name) as open_page:
+        request.node.stash[STATES] = open_page.states
         yield open_page
 
 
@@ -183,14 +218,21 @@ def feed(page, begin, end):
 
 
 def settle(page):
-    """Wait until the script of the page has rested for a while, and its effects have reached the charts."""
+    """Wait until the script of the page has rested for a while, and its effects have reached the charts, which have
+    asked meanwhile and have nothing to tell it."""
     page.evaluate(
         """() => new Promise((resolve) => {
             const app = document.querySelector("[data-test-script-state]")
             let since = performance.now()
+            let before = window.__moeviz // a new one with every answer
             const timer = setInterval(() => {
-                if (app.dataset.testScriptState !== "notRunning") since = performance.now()
-                if (performance.now() - since < 1000) return
+                const m = window.__moeviz
+                const live = m?.here()
+                if (app.dataset.testScriptState !== "notRunning" || (live && !m.agreed)) {
+                    since = performance.now()
+                    before = m
+                }
+                if (performance.now() - since < 1000 || (live && m === before)) return
                 clearInterval(timer)
                 resolve()
             }, 20)

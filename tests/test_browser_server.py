@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import urllib.request
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -113,18 +114,51 @@ def drag_slider(page, share):
     drag(page, (thumb["x"] + thumb["width"] / 2, y), (track["x"] + share * track["width"], y))
 
 
-def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(new_page):
-    page = new_page("?preset=loss_free")
+class Script:
+    """The page's script, of which a test decides when it hears what the visitor did."""
+
+    def __init__(self, page):
+        self.held = None
+        page.route_web_socket("**/_stcore/stream", self._connect)
+
+    def _connect(self, browser):
+        self.server = browser.connect_to_server()
+        browser.on_message(self._pass_on)
+
+    def _pass_on(self, message):
+        if self.held is None:
+            self.server.send(message)
+        else:
+            self.held.append(message)
+
+    @contextmanager
+    def waits(self):
+        self.held = []
+        yield
+        held, self.held = self.held, None
+        assert held, "the script is told, too"
+        for message in held:
+            self.server.send(message)
+
+
+def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(watch, address):
+    """The script brings the same value, and a write that comes after it is not needed: here the script is late."""
+    page = watch(address)
+    script = Script(page)
+    page.goto(address + "?preset=loss_free")
+    until(page, READY)
     run(page, 10)
     settle(page)
     written = write_count(page)
     slider = page.get_by_role("slider", name="Bias update speed u")
     slider.focus()
-    page.keyboard.press("ArrowRight")
-    until(page, "m.writes === 1 && m.marks.length === 1")
+    with script.waits():
+        page.keyboard.press("ArrowRight")
+        until(page, "m.writes === 1 && m.marks.length === 1")
     settle(page)
-    drag_slider(page, 1.0)
-    until(page, "m.writes === 2 && m.marks.length === 2")
+    with script.waits():
+        drag_slider(page, 1.0)
+        until(page, "m.writes === 2 && m.marks.length === 2")
     settle(page)
     assert written == [200, 200]
     assert labels(page) == ["u 0.003 → 0.005", "u 0.005 → 0.1"], "the script brought nothing new"

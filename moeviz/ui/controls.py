@@ -38,13 +38,13 @@ def sidebar(page: str, whose: str = "") -> session.Visitor:
             st.caption(whose)
         _preset(me.knobs)
         _gating()
-        # Sliders come and go in two of these. Containers keep them from shifting what follows, so "More" stays open.
+        # Sliders come and go in two of these. Containers keep them from shifting what follows.
         with st.container():
             _balancing(me.knobs)
         _groups(me.recipe, me.knobs)
         with st.container():
             _dropping(me.recipe, me.knobs)
-        with st.expander("More"):
+        with st.expander("More", key="more"):  # with a key it stays open even where the browser makes it anew
             _more(me.recipe, me.knobs)
             _recipe(me.recipe)
         st.caption("The address above holds these settings: copy it to share them.")

@@ -144,7 +144,9 @@ def _not_offered(offered: Sequence[str], recipe: Recipe, knobs: Knobs) -> None:
     missing = {name: sweep.needs(name, recipe, knobs) for name in twins.SETTINGS if name not in offered}
     if not missing:
         return
-    with st.popover("Other knobs", help="Knobs that would do nothing beside the settings as they are, and why."):
+    with st.popover(
+        "Other knobs", key="other_knobs", help="Knobs that would do nothing beside the settings as they are, and why."
+    ):
         for name, why in missing.items():
             st.markdown(f"**{twins.title(name)}**: {why}")
 

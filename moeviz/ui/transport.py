@@ -52,7 +52,7 @@ def bar(run: Run, with_twins: bool = False) -> None:
             bind="query-params",
             help="Steps per second.",
         )
-        with st.popover("Run to…", help="Run up to a step, then pause."):
+        with st.popover("Run to…", key="run_to", help="Run up to a step, then pause."):
             st.number_input("Step", 1, 1_000_000, 500, key="until", persist_state="session")
             session.button("Run to this step", key="run_until", on_click=_run_until, args=(run,), disabled=not usable)
         downloads.menu(run, with_twins)

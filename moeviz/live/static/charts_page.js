@@ -196,6 +196,8 @@ export class ChartsPage {
       playing: header.playing,
       status: header.status,
       complete: this.withAxes.length > 0 && this.withAxes.every((panel) => panel.dressed),
+      agreed: !this.agreement.since,
+      here: () => this.frame.root.isConnected,
       lastError: this.lastError ?? "",
       ...this.seen(),
     };

@@ -58,11 +58,21 @@ export class Menu {
     this.chart = el("select", { "aria-label": "Chart to save" });
     const save = (format) => {
       const button = el("button", { type: "button", "aria-label": `Save as ${format.toUpperCase()}` }, format.toUpperCase());
-      button.addEventListener("click", () => this.#chosen()?.download(format));
+      button.addEventListener("click", () => this.#save(format));
       return button;
     };
     this.saves = [save("png"), save("svg")];
-    return el("div", { class: "files" }, el("span", {}, "Save"), this.chart, ...this.saves);
+    this.refusal = el("small", { role: "status" });
+    return el("div", { class: "files" }, el("span", {}, "Save"), this.chart, ...this.saves, this.refusal);
+  }
+
+  async #save(format) {
+    try {
+      await this.#chosen().download(format);
+      setText(this.refusal, "");
+    } catch (error) {
+      setText(this.refusal, `Not saved. ${error.message ?? error}`);
+    }
   }
 
   #offerFiles() {
