@@ -32,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 HAS_PROC = Path("/proc/self/maps").exists()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Come back as soon as the condition holds; fail when it does not in time."""
+def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
+    """Come back as soon as the condition holds; fail when it does not in time, which on a busy machine is long."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
