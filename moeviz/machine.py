@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
     """Of everything that computes."""
     return {
         "moeviz": moeviz.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # not its own kind of text, which would bring torch to whoever reads it
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
