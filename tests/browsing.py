@@ -44,7 +44,7 @@ FEED = """
         store.append({ n }, columns)
     }
 """
-expect.set_options(timeout=60 * SECOND)  # no bound of the product: a busy machine needs seconds to begin with
+expect.set_options(timeout=30 * SECOND)  # no bound of the product: a busy machine needs seconds to begin with
 
 
 def free_port():

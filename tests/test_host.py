@@ -32,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 HAS_PROC = Path("/proc/self/maps").exists()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    """Come back as soon as the condition holds; fail when it does not in time, which on a busy machine is long."""
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Come back as soon as the condition holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -808,6 +808,7 @@ def test_workers_of_a_killed_server_end(server: tuple[subprocess.Popen, list[int
 def training_host() -> Iterator[Host]:
     host = Host(2)
     host.start()
+    wait_until(lambda: all(worker.circumstances for worker in host._workers), 90.0)  # two that import torch at once
     yield host
     host.shutdown()
 
