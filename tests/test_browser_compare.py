@@ -145,17 +145,23 @@ def test_columns_are_aligned_share_their_scale_and_fit_the_window(compare):
 
 
 def painted_height(page, name, expert):
-    """Height in pixels of an expert's bar on a twin's canvas, by the colours of bars."""
+    """Height of an expert's bar on a twin's canvas, as a share of the axis, by the colours of bars.
+
+    Looked for over the bar's whole width: a dash of the line at the balanced load can hide the end of a bar that is
+    little higher.
+    """
     return small(page, "load", name).evaluate(
         """(plot, expert) => {
             const colors = ["159,191,223", "31,85,150"]
             const canvas = plot.querySelector("canvas")
             const ctx = canvas.getContext("2d")
             const [left, right, bottom] = [32, canvas.width - 3, canvas.height - 15]
-            const x = Math.round(left + ((expert + 0.5) / 16) * (right - left))
+            const at = (place) => Math.round(left + ((expert + place) / 16) * (right - left))
             let top = bottom
-            for (let y = bottom - 1; y >= 14; y--) {
-                if (colors.includes(ctx.getImageData(x, y, 1, 1).data.slice(0, 3).join())) top = y
+            for (let x = at(0.2); x < at(0.8); x++) {
+                for (let y = top - 1; y >= 14; y--) {
+                    if (colors.includes(ctx.getImageData(x, y, 1, 1).data.slice(0, 3).join())) top = y
+                }
             }
             return (bottom - top) / (bottom - 14)
         }""",
@@ -167,12 +173,17 @@ def test_equal_loads_of_different_twins_are_painted_equally_high(compare):
     page = compare(twins=[{"gating": "softmax"}])
     train(page, 100)
     _, rows = on_server(page)
-    top = look(page, "scale[1]")
-    for name in "AB":
-        load = rows[name]["load"][-1]
-        busiest = int(load.argmax())
-        assert painted_height(page, name, busiest) == pytest.approx(load[busiest] / top, abs=0.06)
-    assert rows["B"]["load"][-1].max() < 0.8 * rows["A"]["load"][-1].max(), "a scale of its own would show"
+    for step in range(60, 100, 4):
+        page.evaluate("step => window.__moeviz.view.set({ at: step })", step)
+        drawn(page)
+        top = look(page, "scale[1]")
+        highest = {}
+        for name in "AB":
+            [load] = rows[name]["load"][rows[name]["step"][:, 0] == step]
+            busiest = int(load.argmax())
+            highest[name] = load[busiest]
+            assert painted_height(page, name, busiest) == pytest.approx(load[busiest] / top, abs=0.04)
+        assert highest["B"] < 0.8 * highest["A"], "a scale of its own would show"
 
 
 def test_pointing_at_one_chart_marks_the_step_on_all_and_reads_every_twin(compare):
