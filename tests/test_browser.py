@@ -67,7 +67,10 @@ def test_collapse_and_recovery_by_hand(new_page):
 
 
 def painted_heights(page):
-    """Height of each expert's bar in pixels, counted on the canvas by the colours of bars, and the top of the axis."""
+    """Height of each expert's bar in pixels, counted on the canvas by the colours of bars, and the top of the axis.
+
+    Looked for over a bar's whole width: a dash of the line at the balanced load can hide the end of a bar.
+    """
     return page.evaluate(
         """() => {
             const colors = [[159, 191, 223], [31, 85, 150]]
@@ -82,9 +85,11 @@ def painted_heights(page):
                 box: size.h,
                 top: plot.querySelector(".js-plotly-plot").layout.yaxis.range[1],
                 heights: Array.from({ length: experts }, (_, e) => {
-                    const x = Math.floor(size.l + ((e + 0.5) * size.w) / experts)
+                    const at = (place) => Math.floor(size.l + ((e + place) * size.w) / experts)
                     let top = bottom
-                    for (let y = bottom - 1; y >= size.t; y--) if (colors.some((c) => c.join() === of(x, y))) top = y
+                    for (let x = at(0.2); x < at(0.8); x++) {
+                        for (let y = top - 1; y >= size.t; y--) if (colors.some((c) => c.join() === of(x, y))) top = y
+                    }
                     return bottom - top
                 }),
             }
