@@ -3,9 +3,7 @@
 from moeviz.ui import chart_of_runs, controls, dots, session, transport
 
 me = controls.sidebar("map")
-if me.to_play:
-    me.to_play = False
-    session.go_to("pages/playground.py")
+session.go_where_bound()
 if run := session.there():
     dots.take_in(me.finds.dots, run)
 if sweep := me.finds.sweep:

@@ -98,6 +98,34 @@ def test_two_tabs_show_one_run_and_each_others_changes(new_page):
     assert len(look(one, "marks")) == 1
 
 
+def test_the_charts_have_no_page_drawn_anew_under_the_visitors_hand(new_page):
+    """Of two requests that come at once the first may be lost, and it must not be the visitor's."""
+    one = new_page()
+    running(one)
+    two = one.context.new_page()
+    two.set_default_timeout(60 * SECOND)
+    two.goto(one.url)
+    until(two, f"{DRAWN} && m.playing")
+    one.evaluate(
+        """() => {
+            const real = window.fetch
+            window.fetch = async (...asked) => {
+                const answer = await real(...asked)
+                if (!window.rests) window.dispatchEvent(new Event("keydown"))
+                return answer
+            }
+        }"""
+    )
+    button(two, "Pause").click()
+    until(one, "!m.playing && !m.agreed")
+    one.wait_for_timeout(2000)
+    assert not look(one, "agreed")
+    expect(button(one, "Pause")).to_be_visible()
+    one.evaluate("window.rests = true")
+    expect(button(one, "Run")).to_be_visible()
+    until(one, "m.agreed")
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_a_page_whose_workers_were_killed_says_so_and_goes_on(watch):
     with serving() as place:

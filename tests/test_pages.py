@@ -224,6 +224,79 @@ def test_another_recipe_begins_again_at_step_0():
     assert (run_of(at), run.recipe.num_experts, run.state().step) == (run, 8, 0)
 
 
+def test_restart_begins_again_also_where_nothing_is_new():
+    at = open_page(speed="1/s")
+    run = run_of(at)
+    wait_until(lambda: run.state().status == "ready")
+    epoch = run.state().epoch
+    restart_button(at).click().run()
+    assert (run_of(at), run.state().epoch) == (run, epoch + 1)
+    at.run()
+    assert run.state().epoch == epoch + 1, "once"
+
+
+def test_a_text_of_ones_own_is_learned_kept_after_a_reload_and_put_away():
+    at = open_page(task="text")
+    run, book = run_of(at), b"It was a bright cold day in April. " * 100
+    assert run.text is None
+    at.file_uploader(key="own_text").upload("book.txt", book)
+    restart_button(at).click().run()
+    assert run.text == book
+    again = open_page(run=run.token)
+    assert run_of(again) is run
+    again.number_input(key="num_experts").set_value(8)
+    restart_button(again).click().run()
+    assert (run.recipe.num_experts, run.text) == (8, book), "the browser has forgotten the file, the run has not"
+    assert again.toggle(key="keep_text").label == "Keep your text of 3,500 bytes"
+    again.toggle(key="keep_text").set_value(False)
+    restart_button(again).click().run()
+    assert run.text is None
+    assert "keep_text" not in {toggle.key for toggle in again.toggle}
+
+
+def test_a_text_that_is_too_short_is_refused_and_the_run_goes_on_as_it_was():
+    at = open_page(task="text")
+    run = run_of(at)
+    recipe, epoch = run.recipe, run.state().epoch
+    at.file_uploader(key="own_text").upload("note.txt", b"short")
+    at.number_input(key="num_experts").set_value(8)
+    restart_button(at).click().run()
+    assert "The run goes on as it was." in at.warning[0].value
+    assert (run.recipe, run.text, run.state().epoch) == (recipe, None, epoch)
+    assert at.number_input(key="num_experts").value == 16
+
+
+class BrokenOff(BaseException):
+    """What Streamlit breaks a callback off with is no Exception either."""
+
+
+def test_what_was_broken_off_is_done_before_anything_else_and_once(monkeypatch):
+    me, done, breaks = session.Visitor(Recipe(), Knobs()), [], [BrokenOff(), None]
+    monkeypatch.setattr(session, "visitor", lambda: me)
+
+    def first(what):
+        if breaks and (error := breaks.pop(0)):
+            raise error
+        done.append(what)
+
+    with pytest.raises(BrokenOff):
+        session.surely(first)("one")
+    assert done == []
+    session.surely(done.append)("two")
+    assert done == ["one", "two"]
+    session.surely(done.append)("three")
+    assert done == ["one", "two", "three"]
+
+
+def test_what_fails_is_not_tried_again(monkeypatch):
+    me, done = session.Visitor(Recipe(), Knobs()), []
+    monkeypatch.setattr(session, "visitor", lambda: me)
+    with pytest.raises(ZeroDivisionError):
+        session.surely(lambda: 1 / 0)()
+    session.surely(done.append)("one")
+    assert done == ["one"]
+
+
 def test_another_task_brings_its_own_sizes_unless_they_were_chosen():
     at = open_page()
     at.selectbox(key="task").select("text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
@@ -31,9 +32,13 @@ def empty() -> None:
             f"**No dot yet.** A run leaves a dot here when it rests after at least {dots.FEWEST_STEPS} steps, and so "
             "does every cell of a sweep. Run something on the Playground, or begin with fifteen dots:"
         )
-        if st.button("Start an example sweep", key="map_example", icon=":material/science:"):
-            session.start_sweep(sweeps.EXAMPLE)
-            session.go_to("pages/sweep.py")
+        session.button(
+            "Start an example sweep",
+            key="map_example",
+            icon=":material/science:",
+            on_click=session.start_sweep,
+            args=(sweeps.EXAMPLE, "pages/sweep.py"),
+        )
 
 
 def drawn(found: Sequence[Dot]) -> None:
@@ -45,7 +50,7 @@ def drawn(found: Sequence[Dot]) -> None:
     st.plotly_chart(
         run_map.figure(found, view),
         key="map",
-        on_select=lambda: session.picked("map"),
+        on_select=partial(session.surely(session.picked), "map"),
         selection_mode="points",
         config=saving.config("map"),
         alt="Every finished run as a dot, MaxVio against held-out loss. The menu below lists the same runs.",
@@ -68,7 +73,7 @@ def _reopen(found: dict[str, Dot]) -> None:
             index=None,
             format_func=lambda key: found[key].label,
             placeholder="Click a dot, or choose a run here",
-            on_change=session.picked,
+            on_change=session.surely(session.picked),
             args=("map_dot",),
         )
         dot = found.get(key)

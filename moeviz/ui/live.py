@@ -20,8 +20,8 @@ def charts(run: Run, of: Literal["run", "twins"]) -> None:
         of=of,
         direct=fields.STOPS,
         key=key,
-        on_changed=partial(_noticed, key),
-        on_branch=partial(_branched, key),
+        on_changed=partial(session.surely(_noticed), key),
+        on_branch=partial(session.surely(_branched), key),
     )
 
 

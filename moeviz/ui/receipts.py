@@ -204,8 +204,9 @@ def _text_for(theirs: Receipt) -> bytes | None:
 
 def _begin(theirs: Receipt, text: bytes | None) -> None:
     _forget()
+    me = session.visitor()
     try:
-        session.visitor().check = Check(host(), theirs, text)
+        me.check = Check(host(), theirs, text)
     except SettingsError as refusal:
         session.say(plain(str(refusal)))
     st.session_state[KEY] = False  # what comes of it is shown below

@@ -21,7 +21,7 @@ def choice() -> None:
         key=KEY,
         format_func=str.upper,
         required=True,
-        on_change=_remember,
+        on_change=session.surely(_remember),
         help="The camera in the corner of each chart saves it.",
     )
 

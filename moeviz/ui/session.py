@@ -10,7 +10,8 @@ import secrets
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -39,10 +40,11 @@ class Visitor:
 
     recipe: Recipe
     knobs: Knobs
+    _: KW_ONLY
     token: str = ""
     visit: str = field(default_factory=lambda: secrets.token_hex(8))  # names this Streamlit session to its charts
     text: bytes | None = None
-    stale_text: bool = False  # the run was built from another text
+    rebuild: bool = False  # the run is to be built anew, whatever it is now
     notices: list[str] = field(default_factory=list)
     set_by_code: set[str] = field(default_factory=set)  # controls that a callback moved
     agreed: dict[str, Any] = field(default_factory=dict)  # settings as the tab and its run last had them
@@ -57,9 +59,9 @@ class Visitor:
     check: Check | None = None  # of somebody's receipt, under way or done
     finds: finds.Finds = field(default_factory=finds.Finds)
     dot: str = ""  # the one that is looked at
-    to_play: bool = False  # whether the next drawing is that of the Playground
-    answered: set[str] = field(default_factory=set)  # buttons whose click was obeyed before they were drawn
-    late: Callable[[], None] | None = None  # what a click asks for that was only seen when its button was drawn
+    bound_for: str = ""  # the page that is to be drawn next instead of the one asked for
+    answered: set[str] = field(default_factory=set)  # buttons whose click was heard before they were drawn
+    undone: list[Callable[[], None]] = field(default_factory=list)  # what was asked for and is not done, or not wholly
     branching: tuple[int, int] | None = None  # step and twin to part from, while the visitor says what is to change
 
 
@@ -131,7 +133,7 @@ def _returned(run: Run, asked: dict[str, str]) -> Visitor:
             "The address asks for other settings than your run has: these are the run's. To begin a new run with those "
             "of the address, remove run=… from it."
         )
-    me = Visitor(run.recipe, run.knobs, run.token, run.text, notices=notices)
+    me = Visitor(run.recipe, run.knobs, token=run.token, text=run.text, notices=notices)
     me.agreed = fields.values_of(run.recipe, run.knobs)
     return me
 
@@ -189,15 +191,20 @@ def take_controls(page: str) -> Visitor:
     combinations move to the nearest possible one, a refused recipe leaves the old one; both are said.
     """
     me = visitor()
-    late, me.late = me.late, None
-    if late:
-        late()
+    _do_what_was_asked(me)
     _let_charts_draw()
     _find_again(me)
     _arrive_at(me, page)
     me.speed = st.session_state.get("speed") or USUAL_SPEED
-    values = _merged(me)
-    values = fields.with_the_tasks_sizes(me.recipe, values)
+    _read_controls(me)
+    _show(me)
+    return me
+
+
+def _read_controls(me: Visitor) -> bool:
+    """Take what the controls hold; whether it could be had as asked."""
+    values = fields.with_the_tasks_sizes(me.recipe, _merged(me))
+    before = len(me.notices)
     try:
         recipe = fields.recipe_from(values)
         host().check(recipe)
@@ -208,10 +215,10 @@ def take_controls(page: str) -> Visitor:
         me.knobs = fields.knobs_from(values)
     except SettingsError as refusal:
         me.notices.append(f"{refusal} The run goes on as it was.")
+    granted = len(me.notices) == before
     me.knobs, settled = settle(me.recipe, me.knobs)
     me.notices += settled
-    _show(me)
-    return me
+    return granted
 
 
 def _arrive_at(me: Visitor, page: str) -> None:
@@ -234,7 +241,7 @@ def _merged(me: Visitor) -> dict[str, Any]:
     run = host().get(me.token)
     if run is None or not me.agreed:
         return values
-    if run.recipe != me.recipe and not me.stale_text:
+    if run.recipe != me.recipe and not me.rebuild:
         me.text = run.text
     theirs = fields.values_of(run.recipe, run.knobs)
     changed = {name for name, value in theirs.items() if value != me.agreed[name] and values[name] == me.agreed[name]}
@@ -267,24 +274,51 @@ def choose(**values: Any) -> None:
     visitor().set_by_code.update(values.keys() & fields.values_of(Recipe(), Knobs()).keys())
 
 
-def button(label: str, key: str, on_click: Callable[..., Any], args: tuple = (), **options: Any) -> None:
-    """`st.button`, of which no click is lost.
+def surely(act: Callable[..., Any]) -> Callable[..., None]:
+    """A callback that does something even where the next request comes at once.
+
+    Streamlit then breaks off what it is doing at the next look into the session's state, be it in the midst of a
+    callback, and begins again without it. What was broken off is done from its start before anything else: so whatever
+    must not happen twice comes last in a callback.
+    """
+    me = visitor()
+
+    def callback(*args: Any) -> None:
+        me.undone.append(partial(act, *args))
+        _do_what_was_asked(me)
+
+    return callback
+
+
+def _do_what_was_asked(me: Visitor) -> None:
+    while me.undone:
+        try:
+            me.undone[0]()
+        except Exception:  # breaking off is none: then it stays first in line
+            me.undone.pop(0)
+            raise
+        me.undone.pop(0)
+
+
+def button(
+    label: str, key: str, on_click: Callable[..., Any], args: tuple = (), make: Callable = st.button, **options: Any
+) -> None:
+    """`st.button`, or another one that `make` makes, of which no click is lost.
 
     A page that outlived its Streamlit session, since the server was started anew or the laptop slept, has buttons that
     the new session has yet to draw. Of a click on one of them Streamlit tells the script that draws it, but calls
     nothing. Then that is done before the next drawing, where controls may still be set.
     """
-    me = visitor()
-    clicked = st.button(label, key=key, on_click=_answer, args=(key, on_click, args), **options)
-    if clicked and key not in me.answered:
-        me.late = lambda: _answer(key, on_click, args)
+    me, act = visitor(), surely(on_click)
+
+    def answer() -> None:
+        me.answered.add(key)
+        act(*args)
+
+    if make(label, key=key, on_click=answer, **options) and key not in me.answered:
+        me.undone.append(partial(on_click, *args))
         st.rerun()
     me.answered.discard(key)
-
-
-def _answer(key: str, act: Callable[..., Any], args: tuple) -> None:
-    visitor().answered.add(key)
-    act(*args)
 
 
 def value(name: str) -> Any:
@@ -336,17 +370,35 @@ def forget_notices() -> None:
     visitor().notices.clear()
 
 
-def use_text(text: bytes | None) -> None:
-    """Learn this text instead of the one found on the machine (None), from step 0."""
+def restart_with(uploader: str, keep: str) -> None:
+    """Build what the controls ask for, and begin at step 0, also where nothing of it is new.
+
+    The text to learn is the one in an uploader; the one that the run has, where a control says to keep it; else the
+    one found on the machine.
+    """
     me = visitor()
+    before = me.recipe, me.knobs
+    if not _read_controls(me):
+        return
+    upload = st.session_state.get(uploader)
+    text = upload.getvalue() if upload else me.text if st.session_state.get(keep) else None
     try:
         if text is not None:
             check_text(text, me.recipe.sequence_length)
     except SettingsError as refusal:
         me.notices.append(f"{refusal} The run goes on as it was.")
-        return
-    me.stale_text |= text != me.text
-    me.text = text
+        me.recipe, me.knobs = before
+    else:
+        me.text, me.rebuild = text, True
+        run()
+    choose(**fields.values_of(me.recipe, me.knobs))
+
+
+def go_where_bound() -> None:
+    """Draw the page that a click asked for instead of this one."""
+    page, visitor().bound_for = visitor().bound_for, ""
+    if page:
+        go_to(page)
 
 
 def go_to(page: str) -> None:
@@ -374,12 +426,12 @@ def run() -> Run:
     if run is None:
         run = host().create(me.recipe, me.knobs, me.text)
         me.token = run.token
-    elif run.recipe != me.recipe or me.stale_text:
+    elif run.recipe != me.recipe or me.rebuild:
         dots.take_in(me.finds.dots, run, ends=True)
         run.rebuild(me.recipe, me.knobs, me.text)
     else:
         run.set_knobs(me.knobs)
-    me.stale_text = False
+    me.rebuild = False
     me.agreed = fields.values_of(me.recipe, me.knobs)
     wanted, me.twins = me.twins, []
     for changes in wanted:
@@ -400,9 +452,10 @@ def there() -> Run | None:
     return host().get(me.token) if host().is_near(me.token) else None
 
 
-def start_sweep(planned: Sweep) -> None:
-    """Begin a sweep in place of the one there was, whose finished cells stay on the map."""
+def start_sweep(planned: Sweep, page: str = "") -> None:
+    """Begin a sweep in place of the one there was, whose finished cells stay on the map. It is looked at on a page."""
     me = visitor()
+    me.bound_for = page
     try:
         # Only the text task learns a text, and the one that the visitor brought belongs to it.
         begun = SweepRun(host(), planned, me.text if planned.recipe.task == "text" else None)
@@ -420,7 +473,7 @@ def open_settings(recipe: Recipe, knobs: Knobs) -> None:
     knobs, moved = fields.to_stops(knobs)
     me.notices += moved
     choose(**fields.values_of(recipe, knobs))
-    me.to_play = True
+    me.bound_for = "pages/playground.py"
 
 
 def show_dot(menu: str, offered: Collection[str]) -> None:

@@ -48,7 +48,7 @@ def shelf(run: Run) -> None:
             "One change each",
             session.visitor().locked,
             key="lock",
-            on_change=_lock,
+            on_change=session.surely(_lock),
             help="Locked, a twin differs from A in one setting, so that whatever parts them has one cause.",
         )
         if drawn := tree.drawn(run.twins, run.state().step):
@@ -238,10 +238,10 @@ def _alone(run: Run) -> None:
 
 
 def _branch(run: Run, parent: int, step: int) -> None:
-    changes = _chosen(run, f"branch_{step}_{parent}")
+    me, changes = session.visitor(), _chosen(run, f"branch_{step}_{parent}")
     inherited = next((twin.changes for twin in run.twins if twin.id == parent), {})
     if _trying(lambda: run.add_twin(merged(inherited, changes), parent, step)):
-        _forget_branch()
+        me.branching = None
 
 
 def _forget_branch() -> None:
