@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from moeviz import presets
 from moeviz.config import Knobs, Recipe
 from moeviz.host import Host, Limits, Run
-from moeviz.ui import controls, finds, hosting, session, transport
+from moeviz.ui import controls, fields, finds, hosting, session, transport
 from tests.test_host import ENGINE, run_to, wait_until
 from tests.test_survival import leave, put_aside
 
@@ -81,6 +82,7 @@ def test_a_reload_finds_the_run_and_its_settings(host: Host) -> None:
     run.set_knobs(replace(run.knobs, u=0.01, bias_rule="sign"))
     again = open_page(run=run.token)
     assert run_of(host, again) is run
+    assert len({page.session_state["moeviz"].visit for page in (again, open_page(run=run.token))}) == 2
     assert run.state().step == 5
     assert again.select_slider(key="u").value == 0.01
     assert again.session_state["seed"] == 3
@@ -89,6 +91,21 @@ def test_a_reload_finds_the_run_and_its_settings(host: Host) -> None:
     found = address_of(again)
     assert found["run"] == run.token
     assert (found["seed"], found["u"]) == ("3", "0.01")
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_the_address_says_what_the_run_has_and_a_reload_finds_nothing_else(host: Host, preset: str) -> None:
+    at, run = visited(host)
+    for name in ("loss_free", preset):
+        at.selectbox(key="preset_choice").select(name).run()
+    assert run.knobs == presets.preset(preset).knobs
+    at.number_input(key="num_layers").set_value(2)
+    at.button(key="restart_with").click().run()
+    assert run.recipe == Recipe(num_layers=2)
+    assert address_of(at) == fields.to_link(run.recipe, run.knobs)
+    again = open_page(**address_of(at), run=run.token)
+    assert run_of(host, again) is run
+    assert not again.warning
 
 
 def test_a_run_that_was_put_aside_is_found_as_well(host: Host) -> None:

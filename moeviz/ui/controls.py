@@ -64,7 +64,7 @@ def _preset(knobs: Knobs) -> None:
         options,
         key="preset_choice",
         format_func=lambda name: "Custom" if name == CUSTOM else presets.PRESETS[name].title,
-        on_change=_choose_preset,
+        on_change=session.surely(_choose_preset),
         help="Sets all controls below at once. Training goes on: press Reset to begin again.",
     )
 
@@ -96,7 +96,7 @@ def _balancing(knobs: Knobs) -> None:
         options,
         key="balancing_choice",
         format_func=lambda name: "Custom" if name == CUSTOM else fields.LABELS["balancing"][name],
-        on_change=_choose_balancing,
+        on_change=session.surely(_choose_balancing),
         help="None: routing is left alone. Auxiliary loss: a penalty on imbalance joins the task loss. Loss-free bias: "
         "a bias on the choice, nudged after each step, never in the gate. More rules and losses are under More.",
     )
@@ -162,7 +162,7 @@ def _groups(recipe: Recipe, knobs: Knobs) -> None:
         divisors(recipe.num_experts),
         key="num_groups",
         format_func=lambda count: fields.LABELS["num_groups"].get(count, str(count)),
-        on_change=_keep_half_the_groups,
+        on_change=session.surely(_keep_half_the_groups),
         disabled=not acts("num_groups", knobs),
         bind="query-params",
         help="Group-limited routing: each token may use only its best groups (nodes) of experts.",
@@ -215,9 +215,12 @@ def _more(recipe: Recipe, knobs: Knobs) -> None:
         bind="query-params",
         help=_help("group_score"),
     )
+    devices = sorted({*divisors(recipe.num_experts), knobs.num_devices})
     st.selectbox(
         "Devices",
-        sorted({*divisors(recipe.num_experts), knobs.num_devices}),
+        devices,
+        # What the address may leave out: the number that nobody chose.
+        max(index for index, count in enumerate(devices) if count <= Knobs().num_devices),
         key="num_devices",
         bind="query-params",
         help=_help("num_devices"),
@@ -289,13 +292,27 @@ def _recipe(recipe: Recipe) -> None:
         devices = list(dict.fromkeys(["auto", *host().devices, recipe.device]))
         columns[1].selectbox("Device", devices, key="device", bind="query-params", help=_help("device"))
         st.selectbox("Precision", PRECISIONS, key="precision", bind="query-params", help=_help("precision"))
-        upload = st.file_uploader(
-            "Your own text, for the text task",
-            max_upload_size=MAX_UPLOAD_MB,
-            help="Any file: its bytes are learned as they are. It is forgotten with the run.",
+        _own_text()
+        session.button(
+            "Restart with these",
+            key="restart_with",
+            on_click=session.restart_with,
+            args=("own_text", "keep_text"),
+            make=st.form_submit_button,
+            width="stretch",
         )
-        if st.form_submit_button("Restart with these", width="stretch"):
-            session.use_text(upload.getvalue() if upload else None)
+
+
+def _own_text() -> None:
+    """Ask for a text to learn. After a reload the browser has forgotten the file, and the run has not."""
+    upload = st.file_uploader(
+        "Your own text, for the text task",
+        key="own_text",
+        max_upload_size=MAX_UPLOAD_MB,
+        help="Any file: its bytes are learned as they are. It is forgotten with the run.",
+    )
+    if upload is None and (text := session.visitor().text) is not None:
+        st.toggle(f"Keep your text of {len(text):,} bytes", value=True, key="keep_text")
 
 
 def _number(place: Any, name: str) -> None:
