@@ -173,6 +173,16 @@ def test_zoom_survives_updates_and_hover_marks_the_same_step_everywhere(new_page
     until(page, "m.view.zoom === null")
 
 
+def test_a_run_of_another_kind_shows_its_own_step_0_and_not_the_recorded_start(new_page):
+    page = new_page("?num_experts=8&seed=3")
+    until(page, "m.status === 'ready' && m.store.count")
+    assert (look(page, "recorded"), look(page, "bars.length"), look(page, "step")) == (False, 8, 0)
+    expect(page.get_by_text("Recorded start")).to_be_hidden()
+    page = new_page("?seed=3")
+    until(page, "m.recorded")
+    expect(page.get_by_text("Recorded start")).to_be_visible()
+
+
 def test_an_address_of_nonsense_is_answered_and_the_page_runs(new_page):
     page = new_page("?gating=foo&num_experts=10&num_groups=4&bogus=1")
     expect(page.get_by_text("gating=foo is not a choice")).to_be_visible()

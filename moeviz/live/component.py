@@ -53,6 +53,7 @@ def live_charts(
     key: str,
     of: Literal["run", "twins"] = "run",
     direct: Mapping[str, Sequence[float]] | None = None,
+    recorded: bool = False,
     on_changed: Callable[[], None] | None = None,
     on_branch: Callable[[], None] | None = None,
 ) -> Any:
@@ -69,11 +70,13 @@ def live_charts(
     `result.branch` then holds {"step": the step shown, "twin": number of the twin to branch from}. Without it that is
     not offered.
 
+    With `recorded` a recorded start fills the charts of one run until it has trained.
+
     `direct` names the knobs whose select slider has the knob's name as its key, each with the slider's values: the
     browser writes them to the run as soon as the slider is released, beside the script that runs anyway.
     """
     module, texts = _KINDS[of]
-    recorded = of == "run" and "start.bin" in assets.static()
+    recorded = recorded and "start.bin" in assets.static()
     data = _where(module) | {
         "token": token,
         "visit": visit,

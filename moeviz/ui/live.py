@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
+from moeviz.config import Recipe
 from moeviz.host import Run
 from moeviz.live.component import live_charts
 from moeviz.ui import fields, session
@@ -19,6 +21,8 @@ def charts(run: Run, of: Literal["run", "twins"]) -> None:
         known={"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch},
         of=of,
         direct=fields.STOPS,
+        # Another task or number of experts has another start.
+        recorded=of == "run" and replace(run.recipe, seed=Recipe().seed) == Recipe(),
         key=key,
         on_changed=partial(session.surely(_noticed), key),
         on_branch=partial(session.surely(_branched), key),
