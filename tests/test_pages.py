@@ -239,9 +239,12 @@ def test_a_text_of_ones_own_is_learned_kept_after_a_reload_and_put_away():
     at = open_page(task="text")
     run, book = run_of(at), b"It was a bright cold day in April. " * 100
     assert run.text is None
+    other = open_page(run=run.token)
     at.file_uploader(key="own_text").upload("book.txt", book)
     restart_button(at).click().run()
     assert run.text == book
+    restart_button(other.run()).click().run()
+    assert run.text == book, "another tab on the run knows of it"
     again = open_page(run=run.token)
     assert run_of(again) is run
     again.number_input(key="num_experts").set_value(8)

@@ -241,7 +241,7 @@ def _merged(me: Visitor) -> dict[str, Any]:
     run = host().get(me.token)
     if run is None or not me.agreed:
         return values
-    if run.recipe != me.recipe and not me.rebuild:
+    if not me.rebuild:
         me.text = run.text
     theirs = fields.values_of(run.recipe, run.knobs)
     changed = {name for name, value in theirs.items() if value != me.agreed[name] and values[name] == me.agreed[name]}
