@@ -538,6 +538,23 @@ def saved(browser, address, tmp_path_factory):
     return paths
 
 
+def test_names_of_layers_lie_beside_each_other_where_their_lines_do_not(new_page, tmp_path):
+    page = new_page("?num_layers=4&d_model=16&d_expert=16")
+    train(page, 40)
+    page.get_by_role("button", name="Charts").click()
+    page.get_by_role("combobox", name="Chart to save").select_option("max_vio")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as SVG").click()
+    download.value.save_as(tmp_path / "max_vio.svg")
+    texts = [node for node in ET.parse(tmp_path / "max_vio.svg").iter(f"{SVG}text") if node.get("y")]
+    places = {node.text: float(node.get("y")) for node in texts if re.fullmatch(r"L\d", node.text or "")}
+    newest = "window.__moeviz.store.count - 1"
+    values = page.evaluate(f"[...window.__moeviz.store.max_vio.slice(({newest}) * 4, ({newest} + 1) * 4)]")
+    assert max(values) - min(values) < 2, "collapse is alike in all layers, their lines end near each other"
+    assert sorted(places) == ["L0", "L1", "L2", "L3"]
+    assert all(high - low >= 11.9 for low, high in pairwise(sorted(places.values())))
+
+
 def test_every_chart_is_saved_under_a_name_that_says_what_it_is(saved):
     names = {path.stem.rsplit("-", 1)[1] for path in saved.values()}
     assert len(names) == 1, "the settings, in six digits"

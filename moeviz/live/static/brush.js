@@ -148,3 +148,15 @@ export function label(p, text, x, y, color, { align = "left", size = 12 } = {}) 
   ctx.fillStyle = color;
   ctx.fillText(text, x, y);
 }
+
+const NAME_PX = 12; // height of a name at the end of a line
+
+// Gives each of `ends` ({y}) a `place` as near to its y as names of several lines have room beside each other.
+export function apart(ends, { top, bottom }) {
+  ends.sort((a, b) => a.y - b.y);
+  let below = top - NAME_PX / 2;
+  for (const end of ends) below = end.place = Math.max(end.y, below + NAME_PX);
+  let above = bottom + NAME_PX / 2;
+  for (const end of ends.reverse()) above = end.place = Math.min(end.place, above - NAME_PX);
+  return ends;
+}

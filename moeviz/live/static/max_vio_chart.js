@@ -1,6 +1,6 @@
 // MaxVio, before the band in which a perfectly fair random router would lie.
 
-import { area, label, line } from "./brush.js";
+import { apart, area, label, line } from "./brush.js";
 import { perLayer } from "./facts.js";
 import { Extents } from "./scale.js";
 import { smoothed, weightOf, weightText } from "./smoothing.js";
@@ -65,9 +65,9 @@ function curvesOf({ store, end }, weight) {
 
 function nameLayers(p, curves) {
   const i = p.last;
-  for (const [layer, { mean }] of curves.entries()) {
-    const y = p.y(mean(i));
-    const color = layer === p.layer ? p.theme.line : p.theme.muted;
-    if (Number.isFinite(y)) label(p, `L${layer}`, Math.min(p.x(p.store.step[i]) + 3, p.box.right - 18), y, color, { size: 11 });
+  const x = Math.min(p.x(p.store.step[i]) + 3, p.box.right - 18);
+  const ends = curves.map(({ mean }, layer) => ({ layer, y: p.y(mean(i)) })).filter(({ y }) => Number.isFinite(y));
+  for (const { layer, place } of apart(ends, p.box)) {
+    label(p, `L${layer}`, x, place, layer === p.layer ? p.theme.line : p.theme.muted, { size: 11 });
   }
 }

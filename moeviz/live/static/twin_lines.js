@@ -2,7 +2,7 @@
 //
 // Kinds for TwinChart. The store that they get stands for all twins (lanes.js); their own are asked one by one.
 
-import { area, label, line } from "./brush.js";
+import { apart, area, label, line } from "./brush.js";
 import { Extents } from "./scale.js";
 import { weightText } from "./smoothing.js";
 import { figureOf, minus, WEIGHTS } from "./twin_figures.js";
@@ -10,7 +10,6 @@ import { lookOf, symbolOf } from "./twin_look.js";
 import { number, percent } from "./words.js";
 
 const FAINT = "50"; // opacity, as in a colour's last two digits
-const LETTER_PX = 12; // height of a letter at the end of a line
 const NAMES = { loss: "task loss", max_vio: "MaxVio" };
 const ALONE = "Add a twin to compare with A.";
 const percents = (value) => percent(value / 100);
@@ -141,12 +140,7 @@ function strongLine(q) {
 
 // Letter and symbol of each twin where its line ends, pushed apart where they would lie on each other.
 function letters(p, ends) {
-  ends.sort((a, b) => a.y - b.y);
-  let below = p.box.top - LETTER_PX / 2;
-  for (const end of ends) below = end.place = Math.max(end.y, below + LETTER_PX);
-  let above = p.box.bottom + LETTER_PX / 2;
-  for (const end of ends.reverse()) above = end.place = Math.min(end.place, above - LETTER_PX);
-  for (const { lane, x, place } of ends) {
+  for (const { lane, x, place } of apart(ends, p.box)) {
     const left = Math.min(Math.max(x, p.box.left), p.box.right) + 4;
     label(p, `${symbolOf(lane)}${lane.name}`, left, place, lookOf(lane, p.theme).color, { size: 11 });
   }
