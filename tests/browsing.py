@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,12 @@ def until(page, condition):
 def feed(page, begin, end):
     """Give the charts such steps without a server."""
     page.evaluate(f"({FEED})(window.__moeviz.store, {begin}, {end})")
+
+
+def fixed(value, digits):
+    """A number as the page writes it: halfway it goes up, where Python goes to the even neighbour. MaxVio is often
+    halfway, a number of tokens over the balanced 128."""
+    return str(Decimal(float(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 def settle(page):

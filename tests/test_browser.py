@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -181,6 +182,27 @@ def test_a_run_of_another_kind_shows_its_own_step_0_and_not_the_recorded_start(n
     page = new_page("?seed=3")
     until(page, "m.recorded")
     expect(page.get_by_text("Recorded start")).to_be_visible()
+
+
+def test_while_the_model_is_built_charts_say_that_they_are_recorded_and_after_run_what_they_wait_for(watch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\nwhile 'spawn_main' in str(sys.orig_argv) and not os.path.exists(os.environ['GO']):\n"
+        "    time.sleep(0.1)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with serving(env=os.environ | {"PYTHONPATH": path, "GO": str(tmp_path / "go")}) as address:
+        page = watch(address)
+        page.goto(address)
+        until(page, "m && m.status === 'starting' && m.complete && m.recorded")
+        badge, notice = page.get_by_text("Recorded start"), page.get_by_text("The model is being built.")
+        expect(badge).to_be_visible()
+        expect(notice).to_be_hidden()
+        button(page, "Run").click()
+        expect(notice).to_be_visible()
+        expect(badge).to_be_hidden()
+        (tmp_path / "go").touch()
+        until(page, "m.step > 10 && !m.recorded")
+        page.context.close()
 
 
 def test_an_address_of_nonsense_is_answered_and_the_page_runs(new_page):

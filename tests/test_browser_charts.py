@@ -22,6 +22,7 @@ from tests.browsing import (
     drag,
     drawn,
     feed,
+    fixed,
     look,
     pause,
     run,
@@ -124,10 +125,10 @@ def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):
     held_out = page.evaluate(
         "[...window.__moeviz.store.eval_loss.subarray(0, 61)].filter(Number.isFinite).at(-1).toFixed(3)"
     )
-    assert tile(page, "held-out loss") == (held_out, f"training {then['smooth_loss'][0]:.3f}")
-    assert tile(page, "MaxVio") == (f"{then['max_vio'][0]:.2f}", f"fair router {then['fair_max_vio'][0]:.2f}")
+    assert tile(page, "held-out loss") == (held_out, f"training {fixed(then['smooth_loss'][0], 3)}")
+    assert tile(page, "MaxVio") == (fixed(then["max_vio"][0], 2), f"fair router {fixed(then['fair_max_vio'][0], 2)}")
     assert tile(page, "dead experts")[0] == f"{then['dead_experts'][0]} / 16"
-    assert tile(page, "dropped")[0] == f"{100 * then['dropped_fraction'][0]:.0f} %"
+    assert tile(page, "dropped")[0] == f"{fixed(100 * then['dropped_fraction'][0], 0)} %"
     assert float(tile(page, "steps/s")[0]) == pytest.approx(then["steps_per_second"][0], rel=0.06)
 
     for chart in ("history", "bias", "max_vio", "loss", "dropped"):

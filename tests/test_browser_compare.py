@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from moeviz.live.twins import decode_twins
 from tests import browsing
-from tests.browsing import button, drag, drawn, look, until
+from tests.browsing import button, drag, drawn, fixed, look, until
 
 pytestmark = pytest.mark.browser
 THREE = [{"u": 0.03}, {"gating": "softmax"}, {"bias_rule": "none"}]
@@ -94,8 +94,8 @@ def test_each_column_shows_the_numbers_that_the_server_has(compare):
         assert look(page, f"columns.get({place}).panels[0].now.loads") == columns["load"][-1].tolist()
         heldout = columns["eval_loss"][np.isfinite(columns["eval_loss"])][-1]
         assert numbers(page, name) == {
-            "held-out": f"{heldout:.3f}",
-            "MaxVio": f"{columns['max_vio'][-1, 0]:.2f}",
+            "held-out": fixed(heldout, 3),
+            "MaxVio": fixed(columns["max_vio"][-1, 0], 2),
             "dead": f"{columns['dead_experts'][-1, 0]} / 16",
             "dropped": "0 %",
         }
@@ -273,7 +273,7 @@ def test_layers_are_chosen_for_all_charts(compare):
     page.get_by_label("Layer").select_option("1")
     until(page, "m.view.layer === 1")
     for name in "AB":
-        value = f"{rows[name]['max_vio'][-1, 1]:.2f}"
+        value = fixed(rows[name]["max_vio"][-1, 1], 2)
         expect(head(page, name).locator("dd").nth(1)).to_have_text(value)
     assert look(page, "columns.get(1).panels[0].now.loads") == rows["B"]["load"][-1, 16:].tolist()
 
@@ -391,7 +391,7 @@ def test_every_panel_shows_the_moment_that_is_chosen(compare):
     for place, name in enumerate("AB"):
         index = np.flatnonzero(rows[name]["step"][:, 0] == step)[0]
         assert look(page, f"columns.get({place}).panels[0].now.loads") == rows[name]["load"][index].tolist()
-        expect(head(page, name).locator("dd").nth(1)).to_have_text(f"{rows[name]['max_vio'][index, 0]:.2f}")
+        expect(head(page, name).locator("dd").nth(1)).to_have_text(fixed(rows[name]["max_vio"][index, 0], 2))
     share = rows["B"]["routed_differently"][np.flatnonzero(rows["B"]["step"][:, 0] == step)[0], 0]
     read = plot(page, "routed").locator(".readout").inner_text().splitlines()
     assert read[0] == f"step {step}"

@@ -16,7 +16,7 @@ from moeviz import export
 from moeviz.config import Knobs, Recipe
 from moeviz.live import replay
 from tests import browsing
-from tests.browsing import SECOND, button, look
+from tests.browsing import SECOND, button, fixed, look
 from tests.test_replay import HOSTILE, told_in
 
 pytestmark = pytest.mark.browser
@@ -95,11 +95,11 @@ def expected(rows, step, layer):
     fan_out = rows["fan_out"][i, layer]
     return {
         "step": str(step),
-        "loss": f"{held_out[-1]:.3f}" if held_out else "–",
-        "max_vio": f"{rows['max_vio'][i, layer]:.2f}",
+        "loss": fixed(held_out[-1], 3) if held_out else "–",
+        "max_vio": fixed(rows["max_vio"][i, layer], 2),
         "dead": f"{rows['dead_experts'][i, layer]} / 16",
-        "dropped": f"{dropped:.0f} %" if dropped == 0 or dropped >= 9.95 else f"{dropped:.1f} %",
-        "groups": f"{fan_out:.2f}" if step >= SWITCHED_AT else f"{fan_out:.0f}",
+        "dropped": f"{fixed(dropped, 0)} %" if dropped == 0 or dropped >= 9.95 else f"{fixed(dropped, 1)} %",
+        "groups": fixed(fan_out, 2) if step >= SWITCHED_AT else fixed(fan_out, 0),
     }
 
 

@@ -178,9 +178,11 @@ export class ChartsPage {
 
   // What the toolbar says; `badge` where nothing else must be.
   messages(badge = "") {
-    const { status, message } = this.header;
+    const { status, message, playing } = this.header;
     const lost = status === "failed" || status === "lost";
-    const waiting = status === "starting" || status === "waiting" ? message || "The run is starting." : "";
+    // What the charts show meanwhile matters more than a start that nobody waits for.
+    const starting = status === "starting" && (playing || !badge);
+    const waiting = starting || status === "waiting" ? message || "The run is starting." : "";
     const stopped = lost ? message || "This run has stopped." : "";
     const notice = this.failure || this.trouble || stopped || waiting || this.header.notice || "";
     return { notice, badge: notice ? "" : badge, serious: Boolean(this.failure || this.trouble || lost) };
