@@ -427,6 +427,7 @@ def test_a_branch_has_no_past_before_it_began(compare):
     train(page, 30)
     page.get_by_label("Since").fill("20")
     page.get_by_label("Since").press("Enter")
+    browsing.settle(page)
     button(page, "Add twin").click()
     until(page, "m.twins.length === 2 && m.twins[1].store.lastStep === m.step")
     expect(head(page, "B")).to_contain_text("gating sigmoid → softmax, from A at step 20")

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import expect
 
 from moeviz.host.host import _usable_cores
-from tests.browsing import button, look, run, serving, to, until
+from tests.browsing import button, look, run, serving, settle, to, until
 
 WATCH = '''
 """Python runs this at the start of every process: whatever leaves the machine is written down first."""
@@ -169,8 +169,10 @@ def test_a_whole_visit_asks_nobody_but_this_machine(watched, watch, tmp_path):
         until(page, "m.step > 40")
         page.goto(address + "?task=text")
         until(page, "m && m.status === 'ready'")
+        settle(page)  # a page of three seconds is still drawn anew, now and then under the hand
         page.get_by_text("More", exact=True).click()
-        page.locator("input[type=file]").set_input_files(book)
+        with page.expect_response("**/upload_file/**"):  # until then the form cannot be sent
+            page.locator("input[type=file]").set_input_files(book)
         expect(page.get_by_text("book.txt")).to_be_visible()
         epoch = look(page, "epoch")
         button(page, "Restart with these").click()

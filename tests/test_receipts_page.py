@@ -179,8 +179,8 @@ def test_a_text_of_ones_own_is_the_visitors_or_must_be_brought():
     own = receipt.from_json(doctored(run.receipt(), text=receipt.hashlib.sha256(text).hexdigest()))
     bring(at, receipt.to_json(own))
     assert at.button(key="check_begin").disabled
-    at.session_state["moeviz"].text = text
-    at.run()
+    at.file_uploader(key="own_text").upload("own.txt", text)
+    at.button(key="restart_with").click().run()
     assert not at.button(key="check_begin").disabled
 
 

@@ -129,7 +129,8 @@ def test_it_is_told_also_where_the_next_worker_takes_its_time(monkeypatch: pytes
 
 
 def forget_states(host: Host, run: Run) -> None:
-    """Remove the run's checkpoints, the newest and older ones."""
+    """Remove the checkpoints of a run that rests, the newest and older ones."""
+    wait_until(lambda: run._line.block.told().saved == run.state().step)
     newest = host.vault.weights(run.token, 1)
     for path in [newest, *newest.parent.glob(f"{newest.stem}.*.past")]:
         path.unlink()
@@ -284,7 +285,6 @@ def test_steps_are_made_again_under_the_settings_they_had() -> None:
         run_to(run, 40)
         run.set_knobs(after)
         run_to(run, 80)
-        wait_until(lambda: run._line.block.told().saved == 80)
         forget_states(host, run)  # as if it died before the first saving: all 80 again
         kill(host)
         assert same_steps(run_to(run, 100), expected.since(-1)[1])

@@ -309,14 +309,14 @@ def button(
     the new session has yet to draw. Of a click on one of them Streamlit tells the script that draws it, but calls
     nothing. Then that is done before the next drawing, where controls may still be set.
     """
-    me, act = visitor(), surely(on_click)
+    me = visitor()
 
-    def answer() -> None:
+    def answer(act: Callable[..., Any]) -> None:
         me.answered.add(key)
         act(*args)
 
-    if make(label, key=key, on_click=answer, **options) and key not in me.answered:
-        me.undone.append(partial(on_click, *args))
+    if make(label, key=key, on_click=answer, args=(surely(on_click),), **options) and key not in me.answered:
+        me.undone.append(partial(answer, on_click))  # the next drawing may be told of the click as well
         st.rerun()
     me.answered.discard(key)
 
