@@ -273,6 +273,10 @@ class BrokenOff(BaseException):
     """What Streamlit breaks a callback off with is no Exception either."""
 
 
+def broken_off():
+    raise BrokenOff
+
+
 def test_what_was_broken_off_is_done_before_anything_else_and_once(monkeypatch):
     me, done, breaks = session.Visitor(Recipe(), Knobs()), [], [BrokenOff(), None]
     monkeypatch.setattr(session, "visitor", lambda: me)
@@ -289,6 +293,27 @@ def test_what_was_broken_off_is_done_before_anything_else_and_once(monkeypatch):
     assert done == ["one", "two"]
     session.surely(done.append)("three")
     assert done == ["one", "two", "three"]
+
+
+def test_a_click_that_two_drawings_are_told_of_counts_once(monkeypatch):
+    me, done = session.Visitor(Recipe(), Knobs()), []
+    monkeypatch.setattr(session, "visitor", lambda: me)
+    monkeypatch.setattr(session.st, "rerun", broken_off)
+
+    def drawn(clicked):
+        session.button("Run", "run", done.append, ("one",), make=lambda *_, **__: clicked)
+
+    with pytest.raises(BrokenOff):  # nobody was there to be called: it is drawn again, and done before that
+        drawn(clicked=True)
+    session._do_what_was_asked(me)
+    drawn(clicked=True)
+    session._do_what_was_asked(me)
+    assert done == ["one"]
+    drawn(clicked=False)
+    with pytest.raises(BrokenOff):
+        drawn(clicked=True)
+    session._do_what_was_asked(me)
+    assert done == ["one", "one"], "another click counts again"
 
 
 def test_what_fails_is_not_tried_again(monkeypatch):
