@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moeviz.config import Knobs, Recipe
 from moeviz.model import MoELayer
-from moeviz.together import alone
+from moeviz.together import Group
 
 
 class Cell(NamedTuple):
@@ -59,7 +59,8 @@ class Weights:
         with torch.device("meta"):
             layer = MoELayer(Recipe(num_experts=E, d_model=d, d_expert=width // 2))
         for name in ("centroids_Ed", "w_in_Ed2H", "w_out_EHd"):
-            setattr(layer, name, getattr(self, name))
+            delattr(layer, name)  # a leaf seen as a stack of one is no parameter
+            setattr(layer, name, getattr(self, name)[None])
         return layer
 
 
@@ -80,5 +81,6 @@ def weights_of(cell: Cell, device: str = "cpu", dtype: torch.dtype = torch.float
 def ours(weights: Weights, x_Td: Tensor, cell: Cell, gating: str = "sigmoid", bias_E: Tensor | None = None) -> Tensor:
     """One layer: router, top-k and experts; no norm, no residual, no shared expert."""
     bias_E = weights.bias_E if bias_E is None else bias_E
-    out_Td, _ = weights.layer.mixture(x_Td, bias_E, alone(Knobs(top_k=cell.K, gating=gating)))
-    return out_Td
+    group = Group([0], Knobs(top_k=cell.K, gating=gating))
+    out_RTd, _ = weights.layer.mixture(x_Td[None], bias_E[None], [group])
+    return out_RTd[0]

@@ -72,7 +72,7 @@ def experts(of: Callable[..., Tensor], weights: Weights, cell: Cell) -> Work:
     inputs = (weights.x_Td, gates_TK, weights.w_in_Ed2H, weights.w_out_EHd)
 
     def forward() -> Tensor:
-        return of(weights.x_Td, chosen_TK, gates_TK, weights.w_in_Ed2H, weights.w_out_EHd)
+        return of(*(part[None] for part in (weights.x_Td, chosen_TK, *inputs[1:])))[0]
 
     return backward(forward, list(inputs), weights.grad_Td)
 

@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from benchmarks.measure import Clock, Table, Work, columns, interleaved, number, timed
-from moeviz import model
+from moeviz import balance, model
 from moeviz.config import TASK_DEFAULTS, Knobs, Recipe
 from moeviz.engine import EVAL_EVERY, Engine, Twins
 
@@ -80,7 +80,7 @@ def watched(engine: Engine | Twins) -> list[tuple[str, Any, str]]:
         (FORWARD, engine.model, "hidden"),
         ("backward", torch.Tensor, "backward"),
         ("optimizer, copy for going back", engine, "_descend"),
-        ("bias update", engine, "_move_biases"),
+        ("bias update", balance, "update"),
         ("gradient norms, loads to the processor", engine, "_look"),
         *(("metrics of the step", run.ledger, "figures") for run in engine.runs),
         *(("metrics of the step", run.ledger, "advance") for run in engine.runs),

@@ -68,6 +68,7 @@ _OFFERED = {
     ),
     "snapshot": ("History", "Snapshot"),
     "engine": ("Engine", "TrainingDiverged", "Twins"),
+    "stacking": ("stacks_exactly",),
 }
 _HOME = {name: module for module, names in _OFFERED.items() for name in names}
 

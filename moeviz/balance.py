@@ -2,8 +2,8 @@
 
 Bias rules run once per optimizer step, on the load of the whole training batch. Losses are added to the task loss:
 each per layer, then averaged over layers; any of them may be on at the same time. Shapes: T tokens in S sequences of N,
-E experts, K experts per token, D devices of E/D experts each, L layers. Twins, runs trained together, are one more
-axis in front: losses then have one value per twin, and u and damping may be tensors of shape (twins, 1, 1).
+E experts, K experts per token, D devices of E/D experts each, L layers. The axis of runs that are trained
+together stands in front: a loss has a value for each.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def batch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     f_i = E/(K T) * count_i carries no gradient; P_i = mean over tokens of s_i / sum_j s_j. It is 1 when P is uniform,
     whatever the load.
     """
-    return (_relative(routing.load_E, routing) * _share(routing.scores_TE).mean(-2)).sum(-1)
+    return (_relative(routing.load_E, routing) * _mean_share(routing.scores_TE)).sum(-1)
 
 
 def sequence_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -208,7 +208,7 @@ def sequence_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     else:
         counted_TK = routing.chosen_TK
     f_SE = _relative(_count(counted_TK, routing.valid_TK, routing, num_sequences), routing)
-    return (f_SE * _share(scores_SNE).mean(-2)).sum(-1).mean(-1)
+    return (f_SE * _mean_share(scores_SNE)).sum(-1).mean(-1)
 
 
 def switch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -217,7 +217,7 @@ def switch_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     Without K, since only one choice is counted.
     """
     first_E = _first_choices(routing, 1).squeeze(-2)
-    return (_relative(first_E, routing) * _share(routing.scores_TE).mean(-2)).sum(-1)
+    return (_relative(first_E, routing) * _mean_share(routing.scores_TE)).sum(-1)
 
 
 def gshard_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -228,7 +228,7 @@ def gshard_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """
     scores_SNE = routing.scores_TE.unflatten(-2, (num_sequences, -1))
     f_SE = _relative(_first_choices(routing, num_sequences), routing)
-    return (f_SE * _share(scores_SNE).mean(-2)).sum(-1).mean(-1)
+    return (f_SE * _mean_share(scores_SNE)).sum(-1).mean(-1)
 
 
 def device_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
@@ -238,7 +238,7 @@ def device_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     then 1/D and the D means of f average to 1.
     """
     f_De = _relative(routing.load_E, routing).unflatten(-1, (knobs.num_devices, -1))
-    P_De = _share(routing.scores_TE).mean(-2).unflatten(-1, (knobs.num_devices, -1))
+    P_De = _mean_share(routing.scores_TE).unflatten(-1, (knobs.num_devices, -1))
     return (f_De.mean(-1) * P_De.sum(-1)).sum(-1)
 
 
@@ -255,12 +255,12 @@ def communication_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Te
     limited = knobs.router == "top_k" and knobs.num_groups == D
     M = min(knobs.top_k, knobs.groups_kept if limited else D)
     f_D = reached_TD.sum(-2) * (D / (M * max(T, 1)))
-    return (f_D * _share(routing.scores_TE).mean(-2).unflatten(-1, (D, -1)).sum(-1)).sum(-1)
+    return (f_D * _mean_share(routing.scores_TE).unflatten(-1, (D, -1)).sum(-1)).sum(-1)
 
 
 def z_loss(routing: Routing, num_sequences: int, knobs: Knobs) -> Tensor:
     """mean over tokens of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906, eq. 5)."""
-    return routing.logits_TE.logsumexp(-1).square().mean(-1)
+    return _mean(routing.logits_TE.logsumexp(-1).square(), -1)
 
 
 def _relative(count_E: Tensor, routing: Routing) -> Tensor:
@@ -269,9 +269,14 @@ def _relative(count_E: Tensor, routing: Routing) -> Tensor:
     return count_E * (count_E.shape[-1] / count_E.sum(-1, keepdim=True).clamp(min=1))
 
 
-def _share(scores: Tensor) -> Tensor:
-    """s_i / sum_j s_j over experts."""
-    return scores / (scores.sum(-1, keepdim=True) + 1e-20)
+def _mean_share(scores: Tensor) -> Tensor:
+    """P: the mean over tokens of s_i / sum_j s_j."""
+    return _mean(scores / (scores.sum(-1, keepdim=True) + 1e-20), -2)
+
+
+def _mean(values: Tensor, dim: int) -> Tensor:
+    """Over tokens; of none of them 0, where a plain mean is NaN."""
+    return values.sum(dim) / max(values.shape[dim], 1)
 
 
 def _first_choices(routing: Routing, parts: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 The pairs of lowest unbiased affinity, after DeepSeek-V2 (arXiv 2405.04434, section 2.2.4): a capacity per bin, the
 tokens of some protected sequences exempt. Shapes: T tokens, K experts per token; a bin is an expert or a device.
-Twins, runs trained together, are one more axis in front, and each has bins of its own.
+The axis of runs, where there is one, stands in front, and each run has bins of its own.
 """
 
 from __future__ import annotations
@@ -42,16 +42,14 @@ def keep(
         num_experts: E; with `token_dropping="device"` the bins are `num_devices` contiguous blocks of experts.
         valid_TK: which pairs are no padding (None: all). Padding takes no place and never stays.
     """
-    *twins, T, _ = chosen_TK.shape
+    *runs, T, _ = chosen_TK.shape
     bins = knobs.num_devices if knobs.token_dropping == "device" else num_experts
     limit = capacity(T, knobs.top_k, bins, knobs.capacity_factor)
     bin_TK = chosen_TK // (num_experts // bins)
     if valid_TK is not None:
         bin_TK = bin_TK.where(valid_TK, bins)  # padding queues in a bin of its own
-    all_bins = bins + 1
-    if twins:
-        bin_TK = bin_TK + torch.arange(twins[0], device=bin_TK.device)[:, None, None] * all_bins
-        all_bins *= twins[0]
+    all_bins = (bins + 1) * math.prod(runs)
+    bin_TK = bin_TK + torch.arange(0, all_bins, bins + 1, device=bin_TK.device).view(*runs, 1, 1)
     protected_TK = protected_T.unsqueeze(-1).expand_as(chosen_TK)
     rank_P = rank_in_bin(bin_TK.flatten(), affinity_TK.flatten(), protected_TK.flatten(), all_bins)
     kept_TK = (rank_P < limit).view_as(chosen_TK) | protected_TK

@@ -37,12 +37,17 @@ class Engine(Training):
     """
 
     def __init__(self, recipe: Recipe, knobs: Knobs, text: bytes | None = None) -> None:
-        super().__init__(recipe, [knobs], text, stacked=False)
+        super().__init__(recipe, [knobs], text)
 
     @property
     def knobs(self) -> Knobs:
         """Settings of the last step."""
         return self.runs[0].knobs
+
+    @property
+    def bias_LE(self) -> Tensor:
+        """The selection bias of all layers."""
+        return self.runs[0].bias.bias_LE
 
     @property
     def truth(self) -> list[truth.Identity] | None:
@@ -113,7 +118,7 @@ class Twins(Training):
                 f"they may have {MAX_PARAMETERS:,}. Choose at most {MAX_PARAMETERS // recipe.num_parameters} twins, or "
                 f"lower num_experts, d_model, d_expert or num_layers."
             )
-        super().__init__(recipe, knobs_R, text, stacked=True)
+        super().__init__(recipe, knobs_R, text)
 
     def observe(self) -> list[Snapshot]:
         """Step 0 of each twin: the same weights on the same tokens, under each twin's knobs."""

@@ -3,7 +3,7 @@
 Sort the (token, expert) pairs by expert, multiply each expert's block of rows by its own weights in one grouped
 product, and add the results back to their tokens. Nothing is padded, so the cost does not depend on balance: it is
 the same under total collapse. Shapes: T tokens, K experts per token, P = T K pairs, E experts, d model width, H hidden
-size. Twins (runs trained together) are a leading axis of everything: to the product they are so many more experts.
+size. The axis of R runs in front of everything means so many more experts to the product.
 """
 
 from __future__ import annotations
@@ -19,56 +19,57 @@ from moeviz.routing import tally
 
 
 def mix(
-    x_Td: Tensor,
-    chosen_TK: Tensor,
-    gates_TK: Tensor,
-    w_in_Ed2H: Tensor,
-    w_out_EHd: Tensor,
-    valid_TK: Tensor | None = None,
-    load_E: Tensor | None = None,
+    x_RTd: Tensor,
+    chosen_RTK: Tensor,
+    gates_RTK: Tensor,
+    w_in_REd2H: Tensor,
+    w_out_REHd: Tensor,
+    valid_RTK: Tensor | None = None,
+    load_RE: Tensor | None = None,
 ) -> Tensor:
     """sum over K of gate * expert(x), each expert a SwiGLU: (silu(x W_gate) * (x W_up)) W_out.
 
     Args:
-        gates_TK: a dropped pair, gate 0, is computed like any other and adds nothing.
-        w_in_Ed2H: W_gate and W_up side by side.
-        valid_TK: which pairs are no padding (None: all). Padding is not computed.
-        load_E: how many pairs each expert has, if that is known already.
+        gates_RTK: a dropped pair, gate 0, is computed like any other and adds nothing.
+        w_in_REd2H: W_gate and W_up side by side.
+        valid_RTK: which pairs are no padding (None: all). Padding is not computed.
+        load_RE: how many pairs each expert has, if that is known already.
 
     Returns:
-        Shape (T, d).
+        Shape (R, T, d).
     """
-    E, K = w_in_Ed2H.shape[-3], chosen_TK.shape[-1]
-    rows_Td, expert_P, gates_P = x_Td.flatten(0, -2), _own_experts(chosen_TK, E).flatten(), gates_TK.flatten()
-    weights = (w_in_Ed2H.flatten(0, -3), w_out_EHd.flatten(0, -3))
-    token_P, first_T = _pairs(len(rows_Td), K, x_Td.device)
-    if valid_TK is not None:
-        expert_P, gates_P, token_P = (column_P[valid_TK.flatten()] for column_P in (expert_P, gates_P, token_P))
-        count_T = valid_TK.flatten(0, -2).sum(-1)
+    (R, E), device = w_in_REd2H.shape[:2], x_RTd.device
+    expert_P, gates_P = (chosen_RTK + _first_experts(R, E, device)).flatten(), gates_RTK.flatten()
+    token_P, first_T = _pairs(R * x_RTd.shape[1], chosen_RTK.shape[-1], device)
+    if valid_RTK is not None:
+        expert_P, gates_P, token_P = (column_P[valid_RTK.flatten()] for column_P in (expert_P, gates_P, token_P))
+        count_T = valid_RTK.flatten(0, 1).sum(-1)
         first_T = count_T.cumsum(0) - count_T
-    if grouped_mm_works(x_Td.device.type):
-        load_E = tally(expert_P, len(weights[0])) if load_E is None else load_E.flatten()
+    if grouped_mm_works(device.type):
+        load_E = tally(expert_P, R * E) if load_RE is None else load_RE.flatten()
         ends_E = load_E.cumsum(0, dtype=torch.int32)
-        return _GroupedExperts.apply(rows_Td, gates_P, expert_P, token_P, first_T, ends_E, *weights).view_as(x_Td)
-    return _loop(rows_Td, gates_P, expert_P, token_P, *weights).view_as(x_Td)
+        return _GroupedExperts.apply(x_RTd, gates_P, expert_P, token_P, first_T, ends_E, w_in_REd2H, w_out_REHd)
+    return _loop(x_RTd, gates_P, expert_P, token_P, w_in_REd2H, w_out_REHd)
 
 
-def mix_by_loop(x_Td: Tensor, chosen_TK: Tensor, gates_TK: Tensor, w_in_Ed2H: Tensor, w_out_EHd: Tensor) -> Tensor:
-    """The same for one run, one expert after another: the readable reference."""
-    token_P, _ = _pairs(*chosen_TK.shape, x_Td.device)
-    return _loop(x_Td, gates_TK.flatten(), chosen_TK.flatten(), token_P, w_in_Ed2H, w_out_EHd)
+def mix_by_loop(x_RTd: Tensor, chosen_RTK: Tensor, gates_RTK: Tensor, w_in_REd2H: Tensor, w_out_REHd: Tensor) -> Tensor:
+    """The same, one expert after another: the readable reference."""
+    chosen_RTK = chosen_RTK + _first_experts(*w_in_REd2H.shape[:2], x_RTd.device)
+    token_P, _ = _pairs(x_RTd.shape[0] * x_RTd.shape[1], chosen_RTK.shape[-1], x_RTd.device)
+    return _loop(x_RTd, gates_RTK.flatten(), chosen_RTK.flatten(), token_P, w_in_REd2H, w_out_REHd)
 
 
 def _loop(
-    x_Td: Tensor, gates_P: Tensor, expert_P: Tensor, token_P: Tensor, w_in_Ed2H: Tensor, w_out_EHd: Tensor
+    x_RTd: Tensor, gates_P: Tensor, expert_P: Tensor, token_P: Tensor, w_in_REd2H: Tensor, w_out_REHd: Tensor
 ) -> Tensor:
     """Where there is no grouped product, and what it is tested against."""
-    out_Td = torch.zeros_like(x_Td)
-    for expert, (w_in, w_out) in enumerate(zip(w_in_Ed2H.unbind(0), w_out_EHd.unbind(0), strict=True)):
+    x_Td, out_Td = x_RTd.flatten(0, 1), torch.zeros_like(x_RTd).flatten(0, 1)
+    weights = zip(w_in_REd2H.flatten(0, 1).unbind(), w_out_REHd.flatten(0, 1).unbind(), strict=True)
+    for expert, (w_in, w_out) in enumerate(weights):
         pair = (expert_P == expert).nonzero()[:, 0]
         gate, up = (x_Td[token_P[pair]] @ w_in).chunk(2, dim=-1)
         out_Td = out_Td.index_add(0, token_P[pair], gates_P[pair, None] * ((F.silu(gate) * up) @ w_out))
-    return out_Td
+    return out_Td.view_as(x_RTd)
 
 
 @cache
@@ -82,13 +83,10 @@ def grouped_mm_works(device_type: str) -> bool:
     return bool((product == 4).all())
 
 
-def _own_experts(chosen_TK: Tensor, num_experts: int) -> Tensor:
-    """Expert ids among the experts of all twins, side by side."""
-    *twins, _, _ = chosen_TK.shape
-    if not twins:
-        return chosen_TK
-    first_R11 = torch.arange(twins[0], device=chosen_TK.device)[:, None, None] * num_experts
-    return chosen_TK + first_R11
+@lru_cache(maxsize=64)
+def _first_experts(runs: int, num_experts: int, device: torch.device) -> Tensor:
+    """Where each run's experts begin among those of all runs, side by side."""
+    return torch.arange(0, runs * num_experts, num_experts, device=device)[:, None, None]
 
 
 @lru_cache(maxsize=64)
@@ -113,16 +111,19 @@ class _GroupedExperts(torch.autograd.Function):
     to 1.7 times slower."""
 
     @staticmethod
-    def forward(ctx, x_Td, gates_P, expert_P, token_P, first_T, ends_E, w_in_Ed2H, w_out_EHd):
+    def forward(ctx, x_RTd, gates_P, expert_P, token_P, first_T, ends_E, w_in_REd2H, w_out_REHd):
+        ctx.runs = len(x_RTd)
+        x_Td, w_in_Ed2H, w_out_EHd = (part.flatten(0, 1) for part in (x_RTd, w_in_REd2H, w_out_REHd))
         order_P = _sorted_by(expert_P, len(w_in_Ed2H))
         token_P = token_P.index_select(0, order_P)  # from here on, rows are in the experts' order
         place_P = torch.empty_like(order_P).index_copy_(0, order_P, _count_up(len(order_P), order_P.device))
         ctx.save_for_backward(x_Td, gates_P, order_P, ends_E, token_P, place_P, first_T, w_in_Ed2H, w_out_EHd)
         ctx.results = _through_experts(x_Td, token_P, ends_E, w_in_Ed2H, w_out_EHd)
-        return _add_up(ctx.results[-1], place_P, first_T, gates_P)
+        return _add_up(ctx.results[-1], place_P, first_T, gates_P).view_as(x_RTd)
 
     @staticmethod
-    def backward(ctx, grad_Td):
+    def backward(ctx, grad_RTd):
+        grad_Td = grad_RTd.flatten(0, 1)
         x_Td, gates_P, order_P, ends_E, token_P, place_P, first_T, w_in, w_out = ctx.saved_tensors
         # A second pass over a graph that was kept finds nothing left and computes it again.
         results = ctx.results or _through_experts(x_Td, token_P, ends_E, w_in, w_out)
@@ -149,8 +150,9 @@ class _GroupedExperts(torch.autograd.Function):
         grad_x_Td = None
         if ctx.needs_input_grad[0]:  # not so in the first layer of the skills task, which reads the data
             grad_rows_Pd = F.grouped_mm(grad_hidden_P2H, w_in.transpose(1, 2), offs=ends_E)
-            grad_x_Td = _add_up(grad_rows_Pd, place_P, first_T)
-        return grad_x_Td, grad_gates_P, None, None, None, None, grad_w_in, grad_w_out
+            grad_x_Td = _add_up(grad_rows_Pd, place_P, first_T).view_as(grad_RTd)
+        weights = (part.unflatten(0, (ctx.runs, -1)) for part in (grad_w_in, grad_w_out))
+        return grad_x_Td, grad_gates_P, None, None, None, None, *weights
 
 
 def _through_experts(

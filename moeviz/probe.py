@@ -7,8 +7,6 @@ Predictions of further tokens (MTP) count as task: they are not there for balanc
 
 from __future__ import annotations
 
-from types import EllipsisType
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,8 +21,8 @@ class Probe:
 
     Args:
         model: its parameters take part in the graph of `added_loss`.
-        added_loss: the balance losses as added to the task loss, alpha included; a constant if there are none. Of
-            twins, the sum: what one twin adds has no gradient at another's weights.
+        added_loss: the balance losses as added to the task loss, alpha included, summed over runs; a
+            constant if there are none. What one run adds has no gradient at another's weights.
     """
 
     def __init__(self, model: ToyMoE, added_loss: Tensor) -> None:
@@ -35,22 +33,18 @@ class Probe:
             found = torch.autograd.grad(added_loss, wanted, retain_graph=True, allow_unused=True)
             self._added = {parameter: part for parameter, part in zip(wanted, found, strict=True) if part is not None}
 
-    def compare(self, place: int | EllipsisType = ...) -> Interference:
-        """Norm ratio and cosine on router and trunk, once `.grad` holds the whole gradient of the step.
-
-        Args:
-            place: which of several twins.
-        """
+    def compare(self, run: int) -> Interference:
+        """One run's norm ratio and cosine on router and trunk, once `.grad` holds the whole gradient of the step."""
         figures = []
         for group in self._groups:
-            whole_P = _flat(group, [parameter.grad for parameter in group], place)
-            added_P = _flat(group, [self._added.get(parameter) for parameter in group], place)
+            whole_P = _flat(group, [parameter.grad for parameter in group], run)
+            added_P = _flat(group, [self._added.get(parameter) for parameter in group], run)
             figures += metrics.interference(added_P, whole_P - added_P)
         return Interference(*figures)
 
 
-def _flat(group: list[Tensor], gradients: list[Tensor | None], place: int | EllipsisType) -> np.ndarray:
-    """All gradients of a group in one row; a parameter that has none counts as 0."""
+def _flat(group: list[Tensor], gradients: list[Tensor | None], run: int) -> np.ndarray:
+    """All gradients of a run in one row; a parameter that has none counts as 0."""
     pairs = zip(group, gradients, strict=True)
-    rows = [(torch.zeros_like(parameter) if part is None else part)[place].flatten() for parameter, part in pairs]
+    rows = [(torch.zeros_like(parameter) if part is None else part)[run].flatten() for parameter, part in pairs]
     return torch.cat(rows).detach().cpu().numpy() if rows else np.zeros(0, np.float32)

@@ -2,7 +2,7 @@
 
 Score, choose, gate. By default each token chooses (limit to groups, then the K best); each expert choosing its tokens
 and a fixed hash are other routers behind the same record. Shapes: T tokens, E experts, K experts per token, G groups of
-E/G experts, M groups kept per token; twins, runs trained together, are one more axis in front. The contract follows
+E/G experts, M groups kept per token; the axis of runs that are trained together stands in front. The contract follows
 DeepSeek-V3 (arXiv 2412.19437, eq. 12-16); where implementations differ, each function says which way it goes.
 """
 
@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +37,7 @@ class Routing:
     load_E: Tensor  # (token, expert) pairs per expert, before drops
     valid_TK: Tensor | None = None  # which pairs are real; None: all of them
 
-    def twin(self, place: int | EllipsisType) -> Routing:
+    def twin(self, place: int) -> Routing:
         """The part of one of several runs that were routed together."""
         valid_TK = None if self.valid_TK is None else self.valid_TK[place]
         columns = (self.logits_TE, self.scores_TE, self.chosen_TK, self.gates_TK, self.load_E)
@@ -171,9 +170,9 @@ def expert_choice(
     The load is exact, but a token's route depends on the tokens after it: this router sees the future. A bias would be
     the same for all tokens that an expert compares, so it changes nothing and is left out; groups do not act.
     """
-    *twins, T, E = scores_TE.shape
+    *runs, T, E = scores_TE.shape
     if T == 0:
-        return torch.zeros(*twins, 0, knobs.top_k, dtype=torch.long, device=scores_TE.device), None
+        return torch.zeros(*runs, 0, knobs.top_k, dtype=torch.long, device=scores_TE.device), None
     best_cE = scores_TE.topk(-(-T * knobs.top_k // E), dim=-2).indices
     taken_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter_(-2, best_cE, True)
     columns = int(taken_TE.sum(-1).max())

@@ -2,8 +2,8 @@
 
 One knob takes several values, everything else stays, and each value is trained from each of some seeds: a grid of
 *cells*. Cells of one seed have the same first weights and batches, so they are trained together as twins (`chunks`),
-and each is to the bit the run that it would be alone. What cannot be trained, or would train the same run several
-times, is refused before anything begins, naming the value.
+and each is to the bit the run that it would be alone (or to rounding: `moeviz.stacking`). What cannot be trained, or
+would train the same run several times, is refused before anything begins, naming the value.
 
 No torch here: `moeviz.cells` trains. Shapes: N steps.
 """

@@ -1,8 +1,8 @@
 """How do runs with different knobs share one pass?
 
-Twins, runs of one recipe trained together, are routed in as few calls as their knobs allow: those that differ only in
-strengths (u, the weights of losses, the learning rate) are one group, and the strengths become a tensor with a value
-for each.
+Runs of one recipe that are trained together are routed in as few calls as their knobs allow: those that differ only in
+strengths (u, the weights of losses, the learning rate) are one group, and the weights of losses become a tensor with a
+value for each. A run by itself is a group of one.
 """
 
 from __future__ import annotations
@@ -27,36 +27,27 @@ STRENGTHS: dict[str, Any] = dict.fromkeys((*LOSS_WEIGHTS.values(), "u", "damping
 
 
 class Group(NamedTuple):
-    """Twins that route alike, so that one call decides for all of them."""
+    """Runs that route alike, so that one call decides for all of them."""
 
-    runs: list[int] | None  # None: all there are, or the only run
-    knobs: Knobs  # where the twins differ, with a tensor in place of a number
-
-
-def alone(knobs: Knobs) -> list[Group]:
-    """The groups of a single run."""
-    return [Group(None, knobs)]
+    runs: list[int]
+    knobs: Knobs  # where the runs differ, with a tensor in place of a number
 
 
 def groups_of(knobs_R: Sequence[Knobs], device: str) -> list[Group]:
-    """The groups of twins, in the order of their first members."""
+    """The groups of runs, in the order of their first members."""
     members: dict[Knobs, list[int]] = {}
     for run, knobs in enumerate(knobs_R):
         rule = "multiplicative" if knobs.bias_rule == "multiplicative" else "none"
         members.setdefault(replace(knobs, bias_rule=rule, **STRENGTHS), []).append(run)
-    if len(members) == 1:
-        return [Group(None, merged(knobs_R, device))]
     return [Group(runs, merged([knobs_R[run] for run in runs], device)) for runs in members.values()]
 
 
 def merged(knobs_R: Sequence[Knobs], device: str) -> Knobs:
-    """Knobs of several runs as one: a tensor of shape (runs,) for each weight of a loss, (runs, 1, 1) for u and
-    damping, the first run's value for everything else."""
-
-    def values(name: str) -> torch.Tensor:
-        return torch.tensor([float(getattr(knobs, name)) for knobs in knobs_R], device=device)
-
-    weights = {name: values(name) for name in LOSS_WEIGHTS.values()}
-    speeds = {name: values(name)[:, None, None] for name in ("u", "damping")}
+    """Knobs of several runs as one: a tensor of shape (R,) for each weight of a loss, the first run's value for
+    everything else."""
+    weights = {
+        name: torch.tensor([float(getattr(knobs, name)) for knobs in knobs_R], device=device)
+        for name in LOSS_WEIGHTS.values()
+    }
     losses = tuple(loss for loss in LOSS_WEIGHTS if any(loss in knobs.losses for knobs in knobs_R))
-    return SimpleNamespace(**asdict(knobs_R[0]) | weights | speeds, losses=losses)  # type: ignore[return-value]
+    return SimpleNamespace(**asdict(knobs_R[0]) | weights, losses=losses)  # type: ignore[return-value]

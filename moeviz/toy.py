@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 
 from moeviz import checkpoint
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.engine import Engine, TrainingDiverged, Twins, available_devices
+from moeviz.engine import TrainingDiverged, Twins, available_devices
 from moeviz.machine import circumstances
 from moeviz.snapshot import Snapshot
+from moeviz.stacking import stacks_exactly
 from moeviz.truth import Identity
 
 # A twin and its ancestors, each with the last step at which it is that one.
 Lineage = Sequence[tuple[int, float]]
 
-__all__ = ["Group", "TrainingDiverged", "available_devices", "circumstances", "resume"]
+__all__ = ["Group", "TrainingDiverged", "available_devices", "circumstances", "resume", "stacks_exactly"]
 
 
 class Group:
@@ -26,16 +27,15 @@ class Group:
     Args:
         recipe: what all of them are built by.
         knobs: for each id the settings of its first pass.
-        text: as for `Engine`.
+        text: as for `Twins`.
 
     Raises:
-        SettingsError: as for `Engine` and `Twins`.
+        SettingsError: as for `Twins`.
     """
 
     def __init__(self, recipe: Recipe, knobs: Mapping[int, Knobs], text: bytes | None = None) -> None:
         self.ids = tuple(knobs)
-        first, *others = knobs.values()
-        self._engine = Twins(recipe, [first, *others], text) if others else Engine(recipe, first, text)
+        self._engine = Twins(recipe, list(knobs.values()), text)
         self._engine.wants_truth = True
 
     @property

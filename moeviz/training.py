@@ -1,7 +1,7 @@
-"""What happens in one step, for one run or for twins?
+"""What happens in one step?
 
-Twins are runs of one recipe trained together: the weights of all are stacked, and hidden states, biases, routings and
-losses have one more axis in front. Shapes: L layers, E experts, T tokens in S sequences, R runs.
+Runs of one recipe are trained together, and a run by itself is a stack of one: weights, hidden states, biases, routings
+and losses carry the axis of runs in front. Shapes: R runs, L layers, E experts, T tokens in S sequences.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import EllipsisType
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from moeviz.probe import Probe
 from moeviz.routing import Routing
 from moeviz.snapshot import ALONE, EVAL_EVERY, NOT_PROBED, Apart, Interference, Snapshot
 from moeviz.tasks import Batch, make_task
-from moeviz.together import alone, groups_of
+from moeviz.together import groups_of
 
 WARM_UP_STEPS = 20
 # The model, the data and the protected sequences draw from streams of their own, so that a knob which needs more
@@ -55,7 +54,7 @@ class _Good:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one pass has to tell, on the processor; of a single run R = 1."""
+    """What one pass has to tell, on the processor."""
 
     task_loss_R: list[float]
     added_loss_R: list[float]
@@ -69,12 +68,11 @@ class _Look:
 
 @dataclass(slots=True)
 class _Run:
-    """What is one run's own, alone or among twins."""
+    """What is one run's own."""
 
-    index: int
-    place: int | EllipsisType  # where it stands in stacked tensors; if it is alone they are all its own
+    index: int  # where it stands in stacked tensors
     knobs: Knobs
-    weights: list[nn.Parameter]  # for twins views of the stacked weights, so that each has its own optimizer state
+    weights: list[nn.Parameter]  # views of the stacked weights, so that each run has its own optimizer state
     bias: balance.BiasState
     ledger: metrics.Ledger
     good: _Good | None = None
@@ -90,9 +88,9 @@ def available_devices() -> list[str]:
 
 
 class Training:
-    """One run, or twins, and what they share: the data, the model's code and each step's one look at the numbers."""
+    """A stack of runs and what they share: the data, the model's code and each step's one look at the numbers."""
 
-    def __init__(self, recipe: Recipe, knobs_R: Sequence[Knobs], text: bytes | None, stacked: bool) -> None:
+    def __init__(self, recipe: Recipe, knobs_R: Sequence[Knobs], text: bytes | None) -> None:
         for knobs in knobs_R:
             check(recipe, knobs)
         self.recipe, self.step_number = recipe, 0
@@ -102,14 +100,11 @@ class Training:
         self.text, self.task = text, make_task(recipe, self.device, text)
         with torch.random.fork_rng():
             torch.manual_seed(_stream_seed(recipe.seed, MODEL_STREAM))
-            self.model = ToyMoE(recipe, self.task.output_size).to(self.device)
-        if stacked:
-            self.model.twins(len(knobs_R))
+            self.model = ToyMoE(recipe, self.task.output_size, len(knobs_R)).to(self.device)
         # Looked up once: walking the modules costs a fiftieth of a step.
         self._names, self._weights = zip(*self.model.named_parameters(), strict=True)
         self._data = torch.Generator().manual_seed(_stream_seed(recipe.seed, DATA_STREAM))
         self._protect = torch.Generator().manual_seed(_stream_seed(recipe.seed, PROTECTED_STREAM))
-        self.stacked = stacked  # whether tensors have an axis for twins
         self.runs = [self._new_run(index, knobs) for index, knobs in enumerate(knobs_R)]
         weights = [weight for run in self.runs for weight in run.weights]
         self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), fused=True)
@@ -121,18 +116,15 @@ class Training:
             self._keep_good_state(run)
 
     def _new_run(self, index: int, knobs: Knobs) -> _Run:
-        weights = self._weights
-        if self.stacked:
-            weights = [nn.Parameter(weight.detach()[index]) for weight in weights]
+        weights = [nn.Parameter(weight.detach()[index]) for weight in self._weights]
         shape = (self.recipe.num_layers, self.recipe.num_experts)
         bias = balance.start(*shape, knobs.bias_rule, self.device)
-        return _Run(index, index if self.stacked else ..., knobs, weights, bias, metrics.Ledger(*shape))
+        return _Run(index, knobs, weights, bias, metrics.Ledger(*shape))
 
     @property
-    def bias_LE(self) -> Tensor:
-        """The selection bias of all layers; of twins, stacked."""
-        biases = [run.bias.bias_LE for run in self.runs]
-        return torch.stack(biases) if self.stacked else biases[0]
+    def bias_RLE(self) -> Tensor:
+        """The selection bias of all layers of all runs."""
+        return torch.stack([run.bias.bias_LE for run in self.runs])
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -140,30 +132,32 @@ class Training:
         """One optimizer step and one bias step of every run whose loss and gradient are numbers: for each what its step
         showed, or why it did not count."""
         self._turn(knobs_R)
-        batch, bias_LE = self.task.batch(self._data), self.bias_LE
+        batch, bias_RLE = self.task.batch(self._data), self.bias_RLE
         with truth.watching(self.model.layers if self._truth_is_due() else ()) as seen:
-            forward = self.model.hidden(batch.inputs, bias_LE, self._groups, self._protected(), batch.token_id_T)
-        losses = self._losses(batch, *forward)
+            hidden_RTd, decisions = self.model.hidden(
+                batch.inputs, bias_RLE, self._groups, self._protected(), batch.token_id_T
+            )
+        losses = self._losses(batch, hidden_RTd, decisions)
         probe = self._backward(losses)
-        look = self._look(losses, bias_LE, forward[1])
-        results: dict[int, Snapshot | TrainingDiverged] = self._refusals(look, forward[1])
+        look = self._look(losses, bias_RLE, decisions)
+        results: dict[int, Snapshot | TrainingDiverged] = self._refusals(look, decisions)
         going = [run for run in self.runs if run.index not in results]
-        compared = {run.index: probe.compare(run.place) for run in going if probe and self._probe_is_due(run)}
+        compared = {run.index: probe.compare(run.index) for run in going if probe and self._probe_is_due(run)}
         self._descend(going)
         if going:
             self.step_number += 1
-            self._move_biases(going, bias_LE, forward[1])
+        for run in going:
+            run.bias = balance.update(run.bias, self._routings(run, decisions), run.knobs, self.step_number)
         for run in going if seen else ():
             own = [layer for layer in seen if layer.run == run.index]
             run.truth = truth.check(own, run.bias.bias_LE, look.kept_load_RLE[run.index], run.knobs)
         if seen:
             self._unchecked = False
         held_out = self._examine() if going and self.step_number % EVAL_EVERY == 0 else None
-        rate, apart = self._clock.tick(), self._apart(forward[1])
+        rate, apart = self._clock.tick(), self._apart(decisions)
         for run in going:
-            shown = held_out[run.index] if held_out else None
-            routings, probed = self._routings(run, forward[1]), compared.get(run.index, NOT_PROBED)
-            results[run.index] = self._snapshot(run, routings, look, shown, probed, apart[run.index], rate)
+            shown, probed = held_out[run.index] if held_out else None, compared.get(run.index, NOT_PROBED)
+            results[run.index] = self._snapshot(run, decisions, look, shown, probed, apart[run.index], rate)
             run.ledger.advance()
         return [results[run.index] for run in self.runs]
 
@@ -184,7 +178,7 @@ class Training:
     def _regroup(self) -> None:
         """Which runs route alike, and which learn at one rate: the optimizer's kernel is called once for each rate."""
         knobs_R = [run.knobs for run in self.runs]
-        self._groups = groups_of(knobs_R, self.device) if self.stacked else alone(knobs_R[0])
+        self._groups = groups_of(knobs_R, self.device)
         weights_at: dict[float, list[nn.Parameter]] = {}
         for run in self.runs:
             weights_at.setdefault(run.knobs.learning_rate, []).extend(run.weights)
@@ -192,24 +186,22 @@ class Training:
         self.optimizer.param_groups = [
             options | {"params": weights, "full_lr": rate} for rate, weights in weights_at.items()
         ]
-        weights = [run.knobs.mtp_weight for run in self.runs]
-        self._mtp_weight = torch.tensor(weights, device=self.device) if self.stacked else weights[0]
+        self._mtp_weight_R = torch.tensor([knobs.mtp_weight for knobs in knobs_R], device=self.device)
 
     def _protected(self) -> Tensor | None:
         """Tokens of this batch's protected sequences; drawn at every step, so that dropping can be toggled freely."""
         draw_S = torch.rand(self.recipe.num_sequences, generator=self._protect)
         if all(run.knobs.token_dropping == "none" for run in self.runs):
             return None
-        shares = [run.knobs.protected_share for run in self.runs]
-        protected_S = torch.stack([draw_S < share for share in shares]) if self.stacked else draw_S < shares[0]
-        return protected_S.repeat_interleave(self.recipe.sequence_length, dim=-1).to(self.device)
+        protected_RS = torch.stack([draw_S < run.knobs.protected_share for run in self.runs])
+        return protected_RS.repeat_interleave(self.recipe.sequence_length, dim=-1).to(self.device)
 
     def _losses(
-        self, batch: Batch, hidden_Td: Tensor, decisions: list[list[Decision]]
+        self, batch: Batch, hidden_RTd: Tensor, decisions: list[list[Decision]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of the task, losses added for balance, loss on tokens further ahead: of twins a value each."""
-        task_loss = self.task.loss(self.model.predict(hidden_Td), batch.targets)
-        return task_loss, self._added_loss(decisions), self._further_loss(batch, hidden_Td)
+        """Loss of the task, losses added for balance, loss on tokens further ahead: a value for each run."""
+        task_loss_R = self.task.loss(self.model.predict(hidden_RTd), batch.targets)
+        return task_loss_R, self._added_loss(decisions), self._further_loss(batch, hidden_RTd)
 
     def _added_loss(self, decisions: list[list[Decision]]) -> Tensor:
         added = [
@@ -220,55 +212,50 @@ class Training:
 
     def _in_order(self) -> list[int]:
         """Where each run stands when the members of all groups are written one after another."""
-        members = [run for runs, _ in self._groups for run in (range(len(self.runs)) if runs is None else runs)]
+        members = [run for runs, _ in self._groups for run in runs]
         return sorted(range(len(members)), key=members.__getitem__)
 
-    def _further_loss(self, batch: Batch, hidden_Td: Tensor) -> Tensor:
+    def _further_loss(self, batch: Batch, hidden_RTd: Tensor) -> Tensor:
         """L_MTP without lambda: the mean over depths of the mean over positions with a target (arXiv 2412.19437, eq.
         24-25); NaN where nothing looks ahead."""
         if not self.model.further_ahead:
-            return torch.full(hidden_Td.shape[:-2], math.nan, device=self.device)
+            return torch.full((len(self.runs),), math.nan, device=self.device)
         target_SN = batch.targets.view(-1, self.recipe.sequence_length)
-        predictions = enumerate(self.model.look_ahead(batch.inputs, hidden_Td), start=1)
+        predictions = enumerate(self.model.look_ahead(batch.inputs, hidden_RTd), start=1)
         by_depth = [self.task.loss(part, target_SN[:, depth:].flatten()) for depth, part in predictions]
         return torch.stack(by_depth).mean(0)
 
     def _backward(self, losses: tuple[Tensor, Tensor, Tensor]) -> Probe | None:
-        task_loss, added_loss, further_loss = losses
-        probe = Probe(self.model, added_loss.sum()) if any(map(self._probe_is_due, self.runs)) else None
-        whole = task_loss + added_loss if added_loss.requires_grad else task_loss
+        task_loss_R, added_loss_R, further_loss_R = losses
+        probe = Probe(self.model, added_loss_R.sum()) if any(map(self._probe_is_due, self.runs)) else None
+        whole_R = task_loss_R + added_loss_R if added_loss_R.requires_grad else task_loss_R
         if self.model.further_ahead:
-            whole = whole + self._mtp_weight * further_loss
-        (whole.sum() if self.stacked else whole).backward()
+            whole_R = whole_R + self._mtp_weight_R * further_loss_R
+        whole_R.backward(torch.ones_like(whole_R))
         return probe
 
-    def _look(self, losses: tuple[Tensor, Tensor, Tensor], bias_LE: Tensor, decisions: list[list[Decision]]) -> _Look:
+    def _look(self, losses: tuple[Tensor, Tensor, Tensor], bias_RLE: Tensor, decisions: list[list[Decision]]) -> _Look:
         """Bring everything that is told of a pass to the processor: until here an accelerator never waits."""
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norms = [
-            torch.linalg.vector_norm(part.flatten(1), dim=1) if self.stacked else torch.linalg.vector_norm(part)
-            for part in gradients
-        ]
-        norm = torch.stack(norms).sum(0) if norms else torch.zeros_like(losses[0])
-        scalars = torch.stack([*(loss.detach() for loss in losses), norm]).view(4, -1).tolist()
-        L, E = bias_LE.shape[-2:]
+        norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients]
+        norm_R = torch.stack(norms).sum(0) if norms else torch.zeros_like(losses[0])
+        scalars = torch.stack([*(loss_R.detach() for loss_R in losses), norm_R]).tolist()
         sums = [
-            torch.stack([layer.routing.logits_TE.detach().sum((-2, -1)) for layer in group], -1) for group in decisions
+            torch.stack([layer.routing.logits_TE.detach().sum((1, 2)) for layer in group], 1) for group in decisions
         ]
-        loads = [torch.stack([layer.routing.load_E for layer in group], -2) for group in decisions]
-        kept_loads = [torch.stack([layer.kept_load_E for layer in group], -2) for group in decisions]
+        loads = [torch.stack([layer.routing.load_E for layer in group], 1) for group in decisions]
+        kept_loads = [torch.stack([layer.kept_load_RE for layer in group], 1) for group in decisions]
         return _Look(
             *scalars,
-            logits_sum_R=self._to_processor(sums, L).sum(-1),
-            load_RLE=self._to_processor(loads, L, E),
-            kept_load_RLE=self._to_processor(kept_loads, L, E),
-            bias_RLE=bias_LE.cpu().numpy().reshape(-1, L, E).copy(),
+            logits_sum_R=self._to_processor(sums).sum(1),
+            load_RLE=self._to_processor(loads),
+            kept_load_RLE=self._to_processor(kept_loads),
+            bias_RLE=bias_RLE.cpu().numpy().copy(),
         )
 
-    def _to_processor(self, parts: list[Tensor], *shape: int) -> np.ndarray:
+    def _to_processor(self, parts: list[Tensor]) -> np.ndarray:
         """A column of all groups as one array, the runs in their order."""
-        rows = [part.reshape(-1, *shape) for part in parts]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows)[self._in_order()]).cpu().numpy()
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)[self._in_order()]).cpu().numpy()
 
     def _refusals(self, look: _Look, decisions: list[list[Decision]]) -> dict[int, Snapshot | TrainingDiverged]:
         """The runs that cannot go on with this step, each with its reason."""
@@ -300,11 +287,8 @@ class Training:
     def _routings(self, run: _Run, decisions: list[list[Decision]]) -> list[Routing]:
         """One run's routing in each layer."""
         for (runs, _), layers in zip(self._groups, decisions, strict=True):
-            if runs is None or run.index in runs:
-                if not self.stacked:
-                    return [layer.routing for layer in layers]
-                place = run.index if runs is None else runs.index(run.index)
-                return [layer.routing.twin(place) for layer in layers]
+            if run.index in runs:
+                return [layer.routing.twin(runs.index(run.index)) for layer in layers]
         raise AssertionError(f"run {run.index} is in no group")
 
     def _descend(self, going: list[_Run]) -> None:
@@ -315,29 +299,12 @@ class Training:
         for run in going:
             if run.failed or self.step_number % EVAL_EVERY == 0:
                 self._keep_good_state(run)
-            for own, stacked in zip(run.weights, self._weights, strict=True) if self.stacked else ():
-                own.grad = None if stacked.grad is None else stacked.grad[run.place]
+            for own, stacked in zip(run.weights, self._weights, strict=True):
+                own.grad = None if stacked.grad is None else stacked.grad[run.index]
         if going:
             self.optimizer.step()
         for weight in (*self._weights, *(own for run in going for own in run.weights)):
             weight.grad = None
-
-    def _move_biases(self, going: list[_Run], bias_LE: Tensor, decisions: list[list[Decision]]) -> None:
-        """Each rule's step; twins under one rule take it together."""
-        rules = {(run.knobs.bias_rule, balance.moves(run.knobs, self.step_number)) for run in going}
-        if len(going) == 1 or len(rules) > 1 or len(self._groups) > 1 or len(going) < len(self.runs):
-            for run in going:
-                run.bias = balance.update(run.bias, self._routings(run, decisions), run.knobs, self.step_number)
-            return
-        [(rule, moves)] = rules
-        if moves:
-            momentum_LE = torch.stack([run.bias.momentum_LE for run in going])
-            routings = [layer.routing for layer in decisions[0]]
-            moved = balance.BIAS_RULES[rule](
-                balance.BiasState(rule, bias_LE, momentum_LE), routings, self._groups[0].knobs
-            )
-            for run in going:
-                run.bias = balance.BiasState(rule, moved.bias_LE[run.place], moved.momentum_LE[run.place])
 
     def _keep_good_state(self, run: _Run) -> None:
         """Remember weights, moments and bias from which loss and gradient are numbers."""
@@ -364,8 +331,8 @@ class Training:
     # --- what outlasts the process ------------------------------------------------------------------------------------
 
     def states(self) -> list[dict[str, Tensor]]:
-        """Of each run, copies of all that its next step depends on, beside recipe, knobs and text. A twin's state is
-        that of the same run alone."""
+        """Of each run, copies of all that its next step depends on, beside recipe, knobs and text. A state
+        has no axis of runs."""
         return [self._state(run) for run in self.runs]
 
     def _state(self, run: _Run) -> dict[str, Tensor]:
@@ -412,15 +379,14 @@ class Training:
     @torch.no_grad()
     def observe_all(self) -> list[Snapshot]:
         """The untrained model on held-out tokens: step 0, nothing learned, nothing dropped."""
-        batch, bias_LE = self.task.held_out, self.bias_LE
-        forward = self.model.hidden(batch.inputs, bias_LE, self._groups, token_id_T=batch.token_id_T)
-        look = self._look(self._losses(batch, *forward), bias_LE, forward[1])
-        held_out, rate = self._held_out(look.task_loss_R, forward[1]), self._clock.tick()
-        shots, apart = [], self._apart(forward[1])
-        for run in self.runs:
-            routings, shown = self._routings(run, forward[1]), held_out[run.index]
-            shots.append(self._snapshot(run, routings, look, shown, NOT_PROBED, apart[run.index], rate))
-        return shots
+        batch, bias_RLE = self.task.held_out, self.bias_RLE
+        hidden_RTd, decisions = self.model.hidden(batch.inputs, bias_RLE, self._groups, token_id_T=batch.token_id_T)
+        look = self._look(self._losses(batch, hidden_RTd, decisions), bias_RLE, decisions)
+        held_out, rate, apart = self._held_out(look.task_loss_R, decisions), self._clock.tick(), self._apart(decisions)
+        return [
+            self._snapshot(run, decisions, look, held_out[run.index], NOT_PROBED, apart[run.index], rate)
+            for run in self.runs
+        ]
 
     def _apart(self, decisions: list[list[Decision]]) -> list[Apart]:
         """How each run routed this batch beside the first one."""
@@ -442,9 +408,9 @@ class Training:
     def _examine(self) -> list[HeldOut]:
         """Task loss on held-out tokens, and which experts their domains go to."""
         batch = self.task.held_out
-        hidden_Td, decisions = self.model.hidden(batch.inputs, self.bias_LE, self._groups, token_id_T=batch.token_id_T)
-        loss = self.task.loss(self.model.predict(hidden_Td), batch.targets)
-        return self._held_out(loss.view(-1).tolist(), decisions)
+        forward = self.model.hidden(batch.inputs, self.bias_RLE, self._groups, token_id_T=batch.token_id_T)
+        loss_R = self.task.loss(self.model.predict(forward[0]), batch.targets)
+        return self._held_out(loss_R.tolist(), forward[1])
 
     def _held_out(self, loss_R: list[float], decisions: list[list[Decision]]) -> list[HeldOut]:
         domain_T = self.task.held_out.domain_T.cpu().numpy()
@@ -461,7 +427,7 @@ class Training:
     def _snapshot(
         self,
         run: _Run,
-        routings: list[Routing],
+        decisions: list[list[Decision]],
         look: _Look,
         held_out: HeldOut | None,
         interference: Interference,
@@ -485,7 +451,7 @@ class Training:
             max_vio_global_L=figures.max_vio_global_L,
             straggler_L=figures.straggler_L,
             specialisation_L=metrics.specialisation(held_out.joint_LEC) if held_out else nothing,
-            fan_out_L=self._fan_out(run, routings),
+            fan_out_L=self._fan_out(run, decisions),
             dead_experts_L=figures.dead_experts_L,
             dropped_fraction_L=figures.dropped_fraction_L,
             interference=interference,
@@ -494,11 +460,11 @@ class Training:
             apart=apart,
         )
 
-    def _fan_out(self, run: _Run, routings: list[Routing]) -> np.ndarray:
+    def _fan_out(self, run: _Run, decisions: list[list[Decision]]) -> np.ndarray:
         groups = run.knobs.num_groups
         if groups == 1:
             return np.ones(self.recipe.num_layers)
-        chosen = (routing.chosen_TK.cpu().numpy() for routing in routings)
+        chosen = (routing.chosen_TK.cpu().numpy() for routing in self._routings(run, decisions))
         return np.array([metrics.fan_out(chosen_TK, self.recipe.num_experts, groups) for chosen_TK in chosen])
 
 

@@ -77,6 +77,11 @@ def circumstances(device: str) -> dict[str, Any]:
     return {"versions": {"counting": "1"}, "device": "cpu", "machine": {"architecture": "beads"}}
 
 
+def stacks_exactly(device: str) -> bool:
+    """As in `moeviz.stacking`: here each twin has an engine of its own."""
+    return True
+
+
 class Group:
     """What `moeviz.toy.Group` is: here each twin has an engine of its own."""
 

@@ -26,8 +26,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 
 from moeviz.balance import added_loss, batch_loss
 from moeviz.config import Knobs
-from moeviz.experts import mix
 from moeviz.routing import Routing, route
+from tests.one_run import mix
 
 T, E, D, H = 2048, 16, 24, 8
 NEAR = 1e-6  # in selection score, about ten roundings of a float32 near 1

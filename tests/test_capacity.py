@@ -16,6 +16,7 @@ from moeviz.config import Knobs, Recipe
 from moeviz.metrics import max_vio
 from moeviz.model import MoELayer, rms_norm
 from moeviz.routing import route
+from tests.one_run import layer_of
 
 # --- how many places -------------------------------------------------------------------------------------------------
 
@@ -213,8 +214,8 @@ def test_a_dropped_pair_takes_exactly_its_own_term_away_and_no_survivor_grows(dr
     knobs = Knobs(token_dropping=dropping, num_devices=2, capacity_factor=0.6, route_scale=2.5)
     protected = torch.arange(24) < 5
     with torch.no_grad():
-        full, routing, load = layer(x_Td, bias, knobs, None)
-        limited, _, kept_load = layer(x_Td, bias, knobs, protected)
+        full, routing, load = layer_of(layer, x_Td, bias, knobs)
+        limited, _, kept_load = layer_of(layer, x_Td, bias, knobs, protected)
         affinity = routing.scores_TE.gather(1, routing.chosen_TK)
         bins = 4 if dropping == "expert" else 2
         kept = spoken_keep(routing.chosen_TK.tolist(), affinity.tolist(), protected.tolist(), 4, bins, 0.6)
@@ -225,8 +226,8 @@ def test_a_dropped_pair_takes_exactly_its_own_term_away_and_no_survivor_grows(dr
                 if kept[token][slot]:
                     expected_load[expert] += 1
                     continue
-                gate, up = (normed[token] @ layer.w_in_Ed2H[expert]).chunk(2)
-                term = (gate * gate.sigmoid() * up) @ layer.w_out_EHd[expert]
+                gate, up = (normed[token] @ layer.w_in_Ed2H[0, expert]).chunk(2)
+                term = (gate * gate.sigmoid() * up) @ layer.w_out_EHd[0, expert]
                 expected[token] -= routing.gates_TK[token, slot] * term
     assert 0 < sum(expected_load) < int(load.sum()) == 48
     assert kept_load.tolist() == expected_load
@@ -241,10 +242,10 @@ def test_a_token_without_any_place_keeps_its_residual_and_its_shared_experts():
     crowd = torch.tensor([9.0, 9.0, 0.0, 0.0])
     knobs = Knobs(token_dropping="expert", capacity_factor=0.1)
     with torch.no_grad():
-        out, routing, kept_load = layer(x_Td, crowd, knobs, torch.zeros(10, dtype=torch.bool))
+        out, routing, kept_load = layer_of(layer, x_Td, crowd, knobs, torch.zeros(10, dtype=torch.bool))
         normed = rms_norm(x_Td)
-        gate, up = (normed @ layer.shared_in).chunk(2, dim=-1)
-        alone = x_Td + (gate * gate.sigmoid() * up) @ layer.shared_out
+        gate, up = (normed @ layer.shared_in[0]).chunk(2, dim=-1)
+        alone = x_Td + (gate * gate.sigmoid() * up) @ layer.shared_out[0]
     assert kept_load.tolist() == [1, 1, 0, 0]
     winners = {int(routing.scores_TE[:, expert].argmax()) for expert in (0, 1)}
     losers = [token for token in range(10) if token not in winners]
@@ -258,8 +259,8 @@ def test_without_a_mask_of_protected_tokens_nothing_is_dropped():
     layer = MoELayer(Recipe(num_experts=4, d_model=8, d_expert=8))
     knobs = Knobs(token_dropping="expert", capacity_factor=0.1)
     with torch.no_grad():
-        evaluated, routing, kept_load = layer(torch.ones(10, 8), torch.zeros(4), knobs, None)
-        plain, _, _ = layer(torch.ones(10, 8), torch.zeros(4), Knobs(), None)
+        evaluated, routing, kept_load = layer_of(layer, torch.ones(10, 8), torch.zeros(4), knobs)
+        plain, _, _ = layer_of(layer, torch.ones(10, 8), torch.zeros(4), Knobs())
     assert torch.equal(evaluated, plain)
     assert torch.equal(kept_load, routing.load_E)
 

@@ -102,6 +102,7 @@ def twins_begun(steps: int, knobs: list[Knobs]) -> Twins:
 PAIR = [Knobs(), SIGN]
 
 
+@pytest.mark.exact
 def test_loaded_twins_go_on_to_the_bit(tmp_path):
     twins = twins_begun(30, PAIR)
     checkpoint.save(twins, tmp_path / "twins.safetensors")
@@ -112,6 +113,7 @@ def test_loaded_twins_go_on_to_the_bit(tmp_path):
         assert_same_run(loaded.step(PAIR), twins.step(PAIR))
 
 
+@pytest.mark.exact
 def test_a_twin_of_a_file_goes_on_alone(tmp_path):
     twins = twins_begun(30, PAIR)
     checkpoint.save(twins, tmp_path / "twins.safetensors", ids=[0, 3])
@@ -124,6 +126,7 @@ def test_a_twin_of_a_file_goes_on_alone(tmp_path):
         assert_same_run([engine.step(SIGN)], [shown])
 
 
+@pytest.mark.exact
 def test_a_run_becomes_twins(tmp_path):
     """One state for both: the same until their knobs differ."""
     engine = begun("bias", 12)
@@ -157,6 +160,7 @@ def test_a_file_that_cannot_be_read_is_passed_over_if_another_will_do(tmp_path):
         toy.resume([bad, str(tmp_path / "none")], {0: [(0, 99)]})
 
 
+@pytest.mark.exact
 def test_what_is_left_of_twins_goes_on_to_the_bit():
     group, other = (toy.Group(SMALL, dict(zip((0, 4, 7), [*PAIR, Knobs(alpha=1.0)], strict=True))) for _ in range(2))
     knobs = {0: Knobs(), 4: SIGN, 7: Knobs(alpha=1.0)}

@@ -20,6 +20,7 @@ from moeviz.model import MoELayer, ToyMoE, rms_norm
 from moeviz.snapshot import NOT_PROBED, Snapshot
 from moeviz.together import Group
 from tests import golden
+from tests.one_run import layer_of, model_of
 
 TINY = Recipe(num_experts=8, d_model=8, d_expert=8, tokens_per_step=128, sequence_length=16, device="cpu")
 MTP = replace(TINY, task="text", num_layers=2, mtp_depth=2)
@@ -165,7 +166,7 @@ def test_specialisation_is_measured_on_held_out_tokens_with_each_evaluation(knob
             assert shot.specialisation_L.tolist() == specialisation(held_out.joint_LEC).tolist()
     batch = engine.task.held_out
     with torch.no_grad():
-        _, routings, _ = engine.model(batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T)
+        _, routings, _ = model_of(engine.model, batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T)
     for layer, routing in enumerate(routings):
         joint = engine.examine().joint_LEC[layer]
         assert joint.sum(1).tolist() == routing.load_E.tolist()
@@ -195,9 +196,9 @@ def test_evaluation_drops_nothing_although_training_does():
         shot = engine.step(knobs)
     with torch.no_grad():
         batch = engine.task.held_out
-        undropped, _, _ = engine.model(batch.inputs, engine.bias_LE, Knobs())
+        undropped, _, _ = model_of(engine.model, batch.inputs, engine.bias_LE, Knobs())
         everyone = torch.zeros(128, dtype=torch.bool)
-        dropped, _, _ = engine.model(batch.inputs, engine.bias_LE, knobs, everyone)
+        dropped, _, _ = model_of(engine.model, batch.inputs, engine.bias_LE, knobs, everyone)
         assert shot.eval_loss == float(engine.task.loss(undropped, batch.targets))
         assert shot.eval_loss != float(engine.task.loss(dropped, batch.targets))
 
@@ -500,8 +501,8 @@ def test_logits_that_are_not_finite_are_divergence_too_although_loss_and_gradien
     """A sigmoid makes a number of infinity, but no order of experts."""
     engine = Engine(TINY, Knobs(bias_rule="sign"))
     with torch.no_grad():
-        engine.model.layers[0].centroids_Ed[0] = 0
-        engine.model.layers[0].centroids_Ed[0, 0] = 3e38
+        engine.model.layers[0].centroids_Ed[0, 0] = 0
+        engine.model.layers[0].centroids_Ed[0, 0, 0] = 3e38
     before = weights(engine)
     with pytest.raises(TrainingDiverged, match="the router's logits hold NaN or infinity"):
         engine.step(Knobs(bias_rule="sign"))
@@ -645,7 +646,9 @@ def separate_gradients(recipe: Recipe, knobs: Knobs) -> tuple[Engine, dict[str, 
     batch = engine.task.batch(engine._data)
     found = []
     for part in range(2):
-        predictions, routings, _ = engine.model(batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T)
+        predictions, routings, _ = model_of(
+            engine.model, batch.inputs, engine.bias_LE, knobs, token_id_T=batch.token_id_T
+        )
         losses = engine.task.loss(predictions, batch.targets), balance.added_loss(routings, knobs, 8)
         losses[part].backward()
         found.append(
@@ -720,36 +723,36 @@ def test_looking_ahead_pairs_each_position_with_the_token_so_far_ahead():
     model = ToyMoE(MTP, 256)
     text, hidden = torch.randint(0, 256, (S * N,)), torch.randn(S * N, d)
     with torch.no_grad():
-        predictions = model.look_ahead(text, hidden)
+        predictions = [part for [part] in model.look_ahead(text, hidden[None])]
         assert [len(part) for part in predictions] == [S * (N - 1), S * (N - 2)]
         for sequence in range(S):
             before = {i: hidden[sequence * N + i] for i in range(N)}
             for depth, module in enumerate(model.further_ahead, start=1):
                 merged = []
                 for i in range(N - depth):
-                    token = model.embedding.weight[text[sequence * N + i + depth]]
+                    token = model.embedding.weight[0, text[sequence * N + i + depth]]
                     pair = torch.cat((rms_norm(before[i]), rms_norm(token)))
-                    merged.append(module.merge.weight @ pair)
+                    merged.append(module.merge.weight[0] @ pair)
                 attended = alone(module.attention, torch.stack(merged))
                 after = attended + torch.stack(
-                    [spoken_expert(rms_norm(x), module.w_in, module.w_out) for x in attended]
+                    [spoken_expert(rms_norm(x), module.w_in[0], module.w_out[0]) for x in attended]
                 )
                 before = dict(enumerate(after))
                 ours = predictions[depth - 1].view(S, N - depth, 256)[sequence]
-                torch.testing.assert_close(ours, model.head(rms_norm(after)), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(ours, model.head(rms_norm(after)[None])[0], rtol=1e-4, atol=1e-5)
 
 
 def alone(attention: torch.nn.Module, x_Nd: Tensor) -> Tensor:
     """One sequence through an attention of four heads, position by position."""
     N, d = x_Nd.shape
-    q, k, v = (rms_norm(x_Nd) @ attention.qkv.weight.t()).chunk(3, dim=-1)
+    q, k, v = (rms_norm(x_Nd) @ attention.qkv.weight[0].t()).chunk(3, dim=-1)
     mixed = torch.zeros(N, d)
     for head in range(4):
         part = slice(head * d // 4, (head + 1) * d // 4)
         for i in range(N):
             weight = torch.softmax(k[: i + 1, part] @ q[i, part] / (d // 4) ** 0.5, dim=0)
             mixed[i, part] = weight @ v[: i + 1, part]
-    return x_Nd + mixed @ attention.out.weight.t()
+    return x_Nd + mixed @ attention.out.weight[0].t()
 
 
 def test_the_loss_on_tokens_further_ahead_is_a_mean_over_positions_that_have_a_target():
@@ -761,8 +764,8 @@ def test_the_loss_on_tokens_further_ahead_is_a_mean_over_positions_that_have_a_t
         for inputs, targets in zip(batch.inputs.view(8, 16).tolist(), batch.targets.view(8, 16).tolist(), strict=True)
     ]
     with torch.no_grad():
-        hidden, _ = engine.model.hidden(batch.inputs, engine.bias_LE, [Group(None, Knobs())])
-        predictions = engine.model.look_ahead(batch.inputs, hidden)
+        hidden, _ = engine.model.hidden(batch.inputs, engine.bias_RLE, [Group([0], Knobs())])
+        predictions = [part for [part] in engine.model.look_ahead(batch.inputs, hidden)]
     losses = []
     for depth in (1, 2):
         logits = predictions[depth - 1].view(8, 16 - depth, 256)
@@ -783,12 +786,12 @@ def test_looking_ahead_adds_weight_times_its_mean_loss_to_what_is_trained():
     knobs = Knobs(alpha=0.5, mtp_weight=0.7)
     engine, plain = Engine(MTP, knobs, TEXT), Engine(replace(MTP, mtp_depth=0), knobs, TEXT)
     batch = engine.task.batch(torch.Generator().manual_seed(0))
-    hidden, [decisions] = engine.model.hidden(batch.inputs, engine.bias_LE, [Group(None, knobs)])
-    routings = [decision.routing for decision in decisions]
-    further = engine.model.look_ahead(batch.inputs, hidden)
+    hidden, [decisions] = engine.model.hidden(batch.inputs, engine.bias_RLE, [Group([0], knobs)])
+    routings = [decision.routing.twin(0) for decision in decisions]
+    further = [part for [part] in engine.model.look_ahead(batch.inputs, hidden)]
     targets = batch.targets.view(8, 16)
     by_depth = [torch.nn.functional.cross_entropy(p, targets[:, k:].flatten()) for k, p in enumerate(further, 1)]
-    task = torch.nn.functional.cross_entropy(engine.model.predict(hidden), batch.targets)
+    task = torch.nn.functional.cross_entropy(engine.model.predict(hidden)[0], batch.targets)
     whole = task + balance.added_loss(routings, knobs, 8) + 0.7 / 2 * sum(by_depth)
     expected = torch.autograd.grad(whole, list(engine.model.parameters()))
     seen = {}
@@ -852,21 +855,21 @@ def test_a_layer_is_residual_plus_shared_experts_plus_gates_times_routed_experts
     x_Td, bias = torch.randn(10, 8), torch.randn(8)
     knobs = Knobs(top_k=3, route_scale=2.5)
     with torch.no_grad():
-        out, routing, kept_load = layer(x_Td, bias, knobs, None)
+        out, routing, kept_load = layer_of(layer, x_Td, bias, knobs)
         for token in range(10):
             scale = x_Td[token].square().mean().add(torch.finfo(torch.float32).eps).sqrt()
             normed = x_Td[token] / scale
-            scores = [1 / (1 + math.exp(-float(normed @ row))) for row in layer.centroids_Ed]
+            scores = [1 / (1 + math.exp(-float(normed @ row))) for row in layer.centroids_Ed[0]]
             chosen = sorted(range(8), key=lambda expert: -(scores[expert] + float(bias[expert])))[:3]
             assert routing.chosen_TK[token].tolist() == chosen
             expected = x_Td[token].clone()
             for expert in chosen:
                 gate = 2.5 * scores[expert] / sum(scores[e] for e in chosen)
-                expected += gate * spoken_expert(normed, layer.w_in_Ed2H[expert], layer.w_out_EHd[expert])
+                expected += gate * spoken_expert(normed, layer.w_in_Ed2H[0, expert], layer.w_out_EHd[0, expert])
             for number in range(shared):  # each its own slice of the wide one, weight 1
                 mine = range(number * H, number * H + H)
-                w_in = layer.shared_in[:, [*mine, *(shared * H + h for h in mine)]]
-                expected += spoken_expert(normed, w_in, layer.shared_out[list(mine)])
+                w_in = layer.shared_in[0][:, [*mine, *(shared * H + h for h in mine)]]
+                expected += spoken_expert(normed, w_in, layer.shared_out[0, list(mine)])
             torch.testing.assert_close(out[token], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(kept_load, routing.load_E)
 
@@ -881,12 +884,12 @@ def test_layers_follow_one_another_each_with_a_routing_a_bias_and_a_load_of_its_
     model = ToyMoE(replace(TINY, num_layers=3), 8)
     x_Td, bias_LE = torch.randn(128, 8), torch.randn(3, 8)
     with torch.no_grad():
-        out, routings, kept_load_LE = model(x_Td, bias_LE, Knobs())
+        out, routings, kept_load_LE = model_of(model, x_Td, bias_LE, Knobs())
         for layer, bias, routing, kept_load in zip(model.layers, bias_LE, routings, kept_load_LE, strict=True):
-            x_Td, alone, _ = layer(x_Td, bias, Knobs(), None)
+            x_Td, alone, _ = layer_of(layer, x_Td, bias, Knobs())
             assert torch.equal(alone.chosen_TK, routing.chosen_TK)
             assert torch.equal(alone.load_E, kept_load)
-        torch.testing.assert_close(out, x_Td @ model.head.weight.t() + model.head.bias)
+        torch.testing.assert_close(out, x_Td @ model.head.weight[0].t() + model.head.bias[0])
     assert len({tuple(routing.load_E.tolist()) for routing in routings}) == 3
 
 
@@ -897,8 +900,8 @@ def test_no_byte_of_a_text_sees_what_comes_after_it_or_another_sequence():
     changed = text.clone()
     changed[40] = (changed[40] + 1) % 256  # the ninth byte of the third sequence
     with torch.no_grad():
-        one, routed, _ = model(text, torch.zeros(2, 8), Knobs())
-        other, rerouted, _ = model(changed, torch.zeros(2, 8), Knobs())
+        one, routed, _ = model_of(model, text, torch.zeros(2, 8), Knobs())
+        other, rerouted, _ = model_of(model, changed, torch.zeros(2, 8), Knobs())
     touched = (one != other).any(-1).nonzero().flatten().tolist()
     assert min(touched) == 40
     assert max(touched) < 48

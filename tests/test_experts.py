@@ -10,9 +10,10 @@ from torch import Tensor
 
 from moeviz import experts
 from moeviz.config import Knobs, Recipe, SettingsError
-from moeviz.experts import grouped_mm_works, mix, mix_by_loop
+from moeviz.experts import grouped_mm_works
 from moeviz.model import MoELayer
 from moeviz.routing import route
+from tests.one_run import layer_of, mix, mix_by_loop
 
 needs_grouped_product = pytest.mark.skipif(
     not grouped_mm_works("cpu"), reason="this torch has no float32 grouped product on the CPU"
@@ -177,7 +178,7 @@ def test_twins_are_computed_by_their_own_experts(grouped, monkeypatch):
     parts = [inputs(24, 6, 8, 12, chosen_TK) for chosen_TK in chosen]
     parts = [tuple(leaf.detach() * (twin + 1) for leaf in part) for twin, part in enumerate(parts)]
     x, gates, w_in, w_out = (torch.stack(column).requires_grad_() for column in zip(*parts, strict=True))
-    out = mix(x, torch.stack(chosen), gates, w_in, w_out)
+    out = experts.mix(x, torch.stack(chosen), gates, w_in, w_out)
     gradients = torch.autograd.grad(out.cos().sum(), (x, gates, w_in, w_out))
     for twin, part in enumerate(parts):
         leaves = [leaf.requires_grad_() for leaf in part]
@@ -235,7 +236,7 @@ def test_experts_in_bfloat16_route_alike_and_compute_nearly_the_same():
     x_Td, bias_E = torch.randn(128, 16, requires_grad=True), torch.zeros(8)
     results = []
     for layer in (fine, coarse):
-        out_Td, routing, _ = layer(x_Td, bias_E, Knobs())
+        out_Td, routing, _ = layer_of(layer, x_Td, bias_E, Knobs())
         weights = list(layer.parameters())
         results.append((routing, out_Td.detach(), *torch.autograd.grad(out_Td.sin().sum(), [x_Td, *weights])))
     (routing, *exact), (rounded_routing, *rounded) = results

@@ -808,7 +808,7 @@ def test_workers_of_a_killed_server_end(server: tuple[subprocess.Popen, list[int
 def training_host() -> Iterator[Host]:
     host = Host(2)
     host.start()
-    wait_until(lambda: all(worker.circumstances for worker in host._workers), 90.0)  # two that import torch at once
+    wait_until(lambda: all(worker.reported for worker in host._workers), 90.0)  # two that import torch at once
     yield host
     host.shutdown()
 

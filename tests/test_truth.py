@@ -323,7 +323,7 @@ def test_e6_goes_red_when_groups_are_not_limited(monkeypatch):
 
 def test_e7_goes_red_when_scores_are_standardised_over_the_batch(monkeypatch):
     def standardised(logits_TE, *given):
-        return replace(routing.decide(logits_TE / logits_TE.std(0), *given), logits_TE=logits_TE)
+        return replace(routing.decide(logits_TE / logits_TE.std(-2, keepdim=True), *given), logits_TE=logits_TE)
 
     monkeypatch.setattr(model, "decide", standardised)
     assert "E7" in red(trained(Knobs()).truth)

@@ -71,6 +71,7 @@ def alone(recipe: Recipe, schedule: list[Knobs]) -> list[Snapshot]:
     return [engine.observe()] + [engine.step(knobs) for knobs in schedule]
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("recipe", [SMALL, TEXT], ids=["skills", "text"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_twin_is_to_the_bit_the_same_run_alone(family, recipe):
@@ -107,16 +108,22 @@ def any_twins(draw):
     return recipe, twins
 
 
+@pytest.mark.exact
 @settings(max_examples=25)
 @given(any_twins())
-def test_any_twins_are_the_same_runs_alone(example):
+def test_any_twins_are_to_the_bit_the_same_runs_alone(example):
     recipe, knobs = example
     schedule = [knobs] * 4
     for place, own in enumerate(together(recipe, schedule)):
-        for one, other in zip(own, alone(recipe, [knobs[place]] * 4), strict=True):
-            assert one.load_LE.tolist() == other.load_LE.tolist()
-            assert one.kept_load_LE.tolist() == other.kept_load_LE.tolist()
-            assert one.task_loss == pytest.approx(other.task_loss, rel=1e-5)
+        assert_same_run(own, alone(recipe, [knobs[place]] * 4))
+
+
+def test_each_twin_is_to_rounding_the_same_run_alone():
+    """What holds on every machine: until rounding alone moves a token, a few steps."""
+    for place, own in enumerate(together(TEXT, [SPEEDS] * 3)):
+        for one, other in zip(own, alone(TEXT, [SPEEDS[place]] * 3), strict=True):
+            assert one.task_loss == pytest.approx(other.task_loss, rel=1e-4)
+            assert np.abs(one.load_LE - other.load_LE).sum() <= 0.02 * one.load_LE.sum()
 
 
 def test_twins_begin_with_equal_weights_and_part_where_their_knobs_act():
@@ -175,6 +182,7 @@ def test_a_step_asks_for_no_value_before_its_one_look(recipe, knobs):
     assert before == [{}]
 
 
+@pytest.mark.exact
 def test_a_twin_that_diverges_stops_alone_says_so_and_can_go_on():
     knobs = [SIGN, SIGN, replace(SIGN, u=0.1)]
     twins = Twins(SMALL, knobs)
@@ -212,6 +220,7 @@ def test_the_optimizer_leaves_a_diverged_twin_alone():
     assert twins.runs[1].bias is not bias
 
 
+@pytest.mark.exact
 def test_knobs_that_one_twin_cannot_have_change_no_twin():
     twins = Twins(SMALL, [SIGN, SIGN])
     twins.step([SIGN, SIGN])

@@ -91,6 +91,8 @@ def sweep(
     except OSError as fault:
         raise click.ClickException(f"{fault.filename or out}: {fault.strerror}. Name another place.") from None
     click.echo(json.dumps(told) if as_json else "\n".join(_table(planned, outcome, compared_with)))
+    if not circumstances["stacks_exactly"]:
+        click.echo("On this machine each run is the one that `run` trains to rounding, not to the bit.", err=True)
     _report(planned, outcome, out)
 
 
@@ -130,9 +132,11 @@ def _check_place(out: Path) -> None:
 
 def _circumstances(device: str) -> dict[str, Any]:
     from moeviz import machine
+    from moeviz.stacking import stacks_exactly
     from moeviz.training import pick_device
 
-    return {"device": pick_device(device), "versions": machine.versions()}
+    device = pick_device(device)
+    return {"device": device, "versions": machine.versions(), "stacks_exactly": stacks_exactly(device)}
 
 
 def _train(planned: Sweep, text: bytes | None, jobs: int) -> _Outcome:

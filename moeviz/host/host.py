@@ -27,7 +27,7 @@ from moeviz.config import Knobs, Recipe, SettingsError
 from moeviz.host import kin
 from moeviz.host.block import LANES
 from moeviz.host.limits import Limits, Share, check_alone
-from moeviz.host.process import WorkerProcess
+from moeviz.host.process import Report, WorkerProcess
 from moeviz.host.run import Run, fingerprint
 from moeviz.host.vault import Vault
 
@@ -76,7 +76,7 @@ class Host:
         self._started = 0.0
         self._stillborn = 0  # how often in a row workers died before they were up
         self._not_before = 0.0
-        self._reported: dict[str, dict[str, Any]] = {}  # what a worker said when it was up
+        self._reported: dict[str, Report] = {}  # what a worker said when it was up
         self._closing = threading.Event()
         self._wake, self._woken = Pipe()
         self._keeper = threading.Thread(target=self._keep_order, name="moeviz-keeper", daemon=True)
@@ -98,8 +98,17 @@ class Host:
 
         None until a worker is up, and for a device that is not here.
         """
+        report = self._report(device)
+        return None if report is None else report[0]
+
+    def stacks_exactly(self, device: str) -> bool | None:
+        """Whether twins on this device are to the bit the runs they are alone; None as for `circumstances`."""
+        report = self._report(device)
+        return None if report is None else report[1]
+
+    def _report(self, device: str) -> Report | None:
         with self._lock:
-            reports = [worker.circumstances for worker in self._workers]
+            reports = [worker.reported for worker in self._workers]
             self._reported = found = next((report for report in reports if report), self._reported)
         return next(iter(found.values()), None) if device == "auto" else found.get(device)
 

@@ -17,6 +17,9 @@ from moeviz.host import worker
 from moeviz.host.block import SharedBytes
 
 PATIENCE = 2.0  # seconds a worker has to finish its step when told to stop
+# Of a device: what a receipt tells of a run on it (`moeviz.machine`), and whether twins there are to the bit what they
+# are alone (`moeviz.stacking`).
+Report = tuple[dict[str, Any], bool]
 
 
 class WorkerProcess:
@@ -27,7 +30,7 @@ class WorkerProcess:
         self._connection, theirs = context.Pipe(duplex=True)
         self._process = context.Process(target=worker.main, args=(theirs, engine_name), name="moeviz", daemon=True)
         self._sending, self._receiving = threading.Lock(), threading.Lock()
-        self._reported: dict[str, dict[str, Any]] | None = None
+        self._reported: dict[str, Report] | None = None
         self._ended = False
         with quiet_start():
             self._process.start()
@@ -53,12 +56,12 @@ class WorkerProcess:
     @property
     def devices(self) -> list[str] | None:
         """Devices the worker can train on, the best first; None until it is up."""
-        reported = self.circumstances
+        reported = self.reported
         return None if reported is None else list(reported)
 
     @property
-    def circumstances(self) -> dict[str, dict[str, Any]] | None:
-        """What a receipt tells of a run on each of these devices (`moeviz.machine`), None until it is up."""
+    def reported(self) -> dict[str, Report] | None:
+        """What it says of each of these devices, None until it is up."""
         with self._receiving:
             try:
                 if self._reported is None and self._connection.poll():

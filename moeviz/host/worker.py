@@ -529,7 +529,11 @@ def main(connection: Connection, engine_name: str) -> None:
     gc.freeze()  # torch's hundred thousand objects stay for good: no need to look at them again and again
     worker = Worker(connection, engine)
     try:
-        connection.send({device: engine.circumstances(device) for device in engine.available_devices()})
+        told = {
+            device: (engine.circumstances(device), engine.stacks_exactly(device))
+            for device in engine.available_devices()
+        }
+        connection.send(told)
         worker.serve()
     except (EOFError, OSError):
         worker.save_all()  # the server is gone, and with it everyone who could watch

@@ -62,7 +62,7 @@ class SkillsTask:
         return Batch(*(column.to(self.device) for column in columns))
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error over tokens and dimensions; of twins, one axis in front, a value each."""
+        """Mean squared error over tokens and dimensions of predictions (..., T, d): a value for each axis in front."""
         return F.mse_loss(predictions, targets.expand_as(predictions), reduction="none").mean((-2, -1))
 
     def _answers(self, noise_Td: Tensor, count_C: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ class TextTask:
         return self._batch(self._training, generator)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy, nats per byte; of twins, one axis in front, a value each."""
-        *twins, _, size = predictions.shape
-        every_T = F.cross_entropy(predictions.reshape(-1, size), targets.repeat(*twins or [1]), reduction="none")
-        return every_T.view(*twins, -1).mean(-1)
+        """Cross-entropy, nats per byte, of predictions (..., T, 256): a value for each axis in front."""
+        target_RT = targets.expand(predictions.shape[:-1])
+        every_P = F.cross_entropy(predictions.flatten(0, -2), target_RT.flatten(), reduction="none")
+        return every_P.view_as(target_RT).mean(-1)
 
     def _windows(self, corpora: list[Tensor]) -> _Windows:
         return _Windows(corpora, self.length, self.num_sequences)

@@ -71,10 +71,14 @@ def _own(run: Run) -> None:
     except (SettingsError, KeyError) as refusal:
         st.info(str(refusal) if isinstance(refusal, SettingsError) else "This twin is gone.", icon=":material/info:")
         return
-    st.caption(
-        f"Who trains these **{issued.steps:,} steps** again on the same kind of machine and versions gets the same "
-        f"hashes, to the bit. Open this again for newer steps."
-    )
+    again = f"Who trains these **{issued.steps:,} steps** again on the same kind of machine and versions gets the same"
+    if len(twins) > 1 and host().stacks_exactly(run.recipe.device) is False:
+        st.caption(
+            f"{again} numbers **to rounding**: on this machine a run beside others is rounded otherwise than alone, so "
+            f"the hashes may differ. Open this again for newer steps."
+        )
+    else:
+        st.caption(f"{again} hashes, to the bit. Open this again for newer steps.")
     st.html(STYLE)
     _copied("Settings", address(issued), "link")
     if issued.schedule:

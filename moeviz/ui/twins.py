@@ -15,6 +15,7 @@ from moeviz import sweep
 from moeviz.config import KNOB_FIELDS, LOSS_WEIGHTS, Knobs, Recipe, SettingsError, balancing_fields, divisors, show
 from moeviz.host import MOST_TWINS, Run, Twin, check_changes
 from moeviz.ui import dots, fields, session, tree
+from moeviz.ui.hosting import host
 
 # The famous ones first; everything a twin may differ in.
 FIRST = ("balancing", "gating", "u", "alpha", "groups_kept", "num_groups", "token_dropping", "capacity_factor", "top_k")
@@ -36,6 +37,11 @@ def title(name: str) -> str:
 
 def shelf(run: Run) -> None:
     """Draw what tells each twin apart, and the way to another one."""
+    if host().stacks_exactly(run.recipe.device) is False:
+        st.caption(
+            ":material/info: On this machine twins are the runs they are alone **to rounding**, not to the bit: its "
+            "matrix products round a run otherwise when others are beside it."
+        )
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         for twin in run.twins[1:]:
             _card(run, twin)
