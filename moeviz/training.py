@@ -66,7 +66,7 @@ class _Look:
     bias_RLE: np.ndarray
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """What is one run's own."""
 
@@ -232,13 +232,14 @@ class Training:
         if self.model.further_ahead:
             whole_R = whole_R + self._mtp_weight_R * further_loss_R
         whole_R.backward(torch.ones_like(whole_R))
+        for stacked, *own_R in zip(self._weights, *(run.weights for run in self.runs), strict=True):
+            for own, grad in zip(own_R, () if stacked.grad is None else stacked.grad.unbind(), strict=False):
+                own.grad = grad
         return probe
 
     def _look(self, losses: tuple[Tensor, Tensor, Tensor], bias_RLE: Tensor, decisions: list[list[Decision]]) -> _Look:
         """Bring everything that is told of a pass to the processor: until here an accelerator never waits."""
-        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
-        norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients]
-        norm_R = torch.stack(norms).sum(0) if norms else torch.zeros_like(losses[0])
+        norm_R = torch.stack([self._gradient_norm(run) for run in self.runs])
         scalars = torch.stack([*(loss_R.detach() for loss_R in losses), norm_R]).tolist()
         sums = [
             torch.stack([layer.routing.logits_TE.detach().sum((1, 2)) for layer in group], 1) for group in decisions
@@ -252,6 +253,10 @@ class Training:
             kept_load_RLE=self._to_processor(kept_loads),
             bias_RLE=bias_RLE.cpu().numpy().copy(),
         )
+
+    def _gradient_norm(self, run: _Run) -> Tensor:
+        gradients = [weight.grad for weight in run.weights if weight.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros((), device=self.device)
 
     def _to_processor(self, parts: list[Tensor]) -> np.ndarray:
         """A column of all groups as one array, the runs in their order."""
@@ -299,11 +304,11 @@ class Training:
         for run in going:
             if run.failed or self.step_number % EVAL_EVERY == 0:
                 self._keep_good_state(run)
-            for own, stacked in zip(run.weights, self._weights, strict=True):
-                own.grad = None if stacked.grad is None else stacked.grad[run.index]
+        for weight in (weight for run in self.runs if run not in going for weight in run.weights):
+            weight.grad = None
         if going:
             self.optimizer.step()
-        for weight in (*self._weights, *(own for run in going for own in run.weights)):
+        for weight in (*self._weights, *(own for run in self.runs for own in run.weights)):
             weight.grad = None
 
     def _keep_good_state(self, run: _Run) -> None:
