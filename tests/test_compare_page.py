@@ -7,7 +7,7 @@ from base64 import b64decode
 import pytest
 
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe
-from moeviz.host import MOST_TWINS
+from moeviz.host import MOST_TWINS, Host
 from moeviz.ui import fields, tree, twins
 from tests.test_pages import open_page, run_of, wait_until
 
@@ -179,3 +179,14 @@ def test_the_tree_is_drawn_where_somebody_branched():
     assert "&lt;C&gt;</text>" in picture
     middle = tree.LEFT + (tree.WIDTH - tree.LEFT - tree.RIGHT) / 2
     assert f"M{middle:.1f} {tree.ROW * 1.6:.1f}V{tree.ROW * 2.6:.1f}" in picture
+
+
+# --- where a machine rounds twins otherwise than the runs alone -------------------------------------------------------
+
+
+@pytest.mark.parametrize("exactly", [True, False, None], ids=["to the bit", "to rounding", "not known yet"])
+def test_where_twins_are_rounded_otherwise_than_alone_it_is_said(exactly, monkeypatch):
+    monkeypatch.setattr(Host, "stacks_exactly", lambda self, device: exactly)
+    at = open_compare()
+    assert not at.exception
+    assert any("**to rounding**, not to the bit" in caption.value for caption in at.caption) == (exactly is False)

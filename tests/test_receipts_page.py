@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from moeviz import host as hosts
 from moeviz import receipt
 from moeviz.ui import hosting, receipts
 from tests.test_downloads import open_popover
@@ -195,3 +196,15 @@ def test_of_twins_each_has_a_receipt():
     choice.set_value(number).run()
     assert not at.exception
     assert at.code[2].value == run.receipt(number).last != run.receipt().last
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_of_twins_that_are_rounded_otherwise_than_alone_no_hash_is_promised(exactly, monkeypatch):
+    monkeypatch.setattr(hosts.Host, "stacks_exactly", lambda self, device: exactly)
+    at, run = trained(num_experts="8")
+    assert any("hashes, to the bit" in caption.value for caption in at.caption), "a run alone is what it is"
+    run.add_twin({"gating": "softmax"})
+    wait_until(lambda: run.touch() or run.state().remade is None)
+    at.run()
+    assert any("hashes, to the bit" in caption.value for caption in at.caption) == exactly
+    assert any("**to rounding**" in caption.value for caption in at.caption) == (not exactly)

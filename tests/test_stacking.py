@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
-from moeviz import machine
+from moeviz import machine, stacking
+from moeviz.cli import main
 from moeviz.stacking import TOYS, multiplies_alike, stacks_exactly, trains_alike
 
 # What else the maths libraries compute with, on processors that lack something or when told so.
@@ -91,3 +93,25 @@ def test_a_step_that_comes_out_otherwise_in_a_stack_is_found_out(recipe, monkeyp
     assert trains_alike(recipe)
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", another)
     assert not trains_alike(recipe)
+
+
+def test_a_sweep_says_where_its_runs_are_those_of_run_to_rounding_only(monkeypatch):
+    options = [
+        "sweep",
+        "--preset",
+        "loss_free",
+        "--set",
+        "num_experts=4",
+        "--vary",
+        "u=0.001,0.01",
+        "--steps",
+        "2",
+        "--jobs",
+        "1",
+    ]
+    said = "On this machine each run is the one that `run` trains to rounding, not to the bit."
+    for exactly in (True, False):
+        monkeypatch.setattr(stacking, "stacks_exactly", lambda device, exactly=exactly: exactly)
+        result = CliRunner().invoke(main, options)
+        assert result.exit_code == 0, result.stderr
+        assert (said in result.stderr) == (not exactly)
