@@ -25,6 +25,7 @@ from moeviz.host.worker import Job, choose
 from moeviz.snapshot import History
 from moeviz.ui import controls, hosting, session
 from tests import stand_in_engine as stand_in
+from tests.processes import heard_ctrl_c, program
 
 ENGINE = stand_in.__name__
 QUICK = Knobs(alpha=0.5)  # milliseconds per step of the stand-in engine
@@ -32,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 HAS_PROC = Path("/proc/self/maps").exists()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Come back as soon as the condition holds; fail when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -710,10 +711,8 @@ def test_shutdown_leaves_no_process_and_may_be_repeated() -> None:
         host.create(Recipe(), QUICK)
 
 
-# A program that a shell put in the background ignores Ctrl-C, and so do its children: the tests may be one.
 SERVER = """
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)
+import sys, time
 from moeviz.config import Knobs, Recipe
 from moeviz.host import Host
 host = Host(2, engine=sys.argv[1])
@@ -747,13 +746,9 @@ def test_workers_do_not_run_the_main_script_again(tmp_path: Path) -> None:
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A small server in a process group of its own, and its workers; the parameter is (engine, moment)."""
-    command = [sys.executable, "-W", "error", "-c", SERVER, *request.param]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with program(sys.executable, "-W", "error", "-c", SERVER, *request.param) as process:
         workers = [int(word) for word in process.stdout.readline().split()]
         yield process, workers
-        process.kill()
 
 
 @pytest.mark.parametrize(
@@ -762,7 +757,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, l
 def test_ctrl_c_ends_cleanly(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    assert process.communicate(timeout=30) == ("", "")
+    assert process.communicate(timeout=300) == ("", "")
     assert process.returncode == 0
     assert len(workers) == 2
     wait_until(lambda: all(process_gone(pid) for pid in workers))
@@ -771,7 +766,8 @@ def test_ctrl_c_ends_cleanly(server: tuple[subprocess.Popen, list[int]]) -> None
 def test_workers_ignore_ctrl_c_from_their_first_moment() -> None:
     host = Host(2, engine=ENGINE)
     try:
-        runs = [host.create(Recipe(), QUICK) for _ in range(2)]
+        with heard_ctrl_c():
+            runs = [host.create(Recipe(), QUICK) for _ in range(2)]
 
         def up_in_spite_of_it() -> bool:
             for pid in host.process_ids:
@@ -787,7 +783,7 @@ def test_workers_ignore_ctrl_c_from_their_first_moment() -> None:
 @pytest.mark.parametrize("server", [(ENGINE, "leaving"), ("moeviz.toy", "leaving")], indirect=True)
 def test_a_server_that_just_ends_takes_its_workers_along(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
-    assert process.communicate(timeout=30) == ("", "")
+    assert process.communicate(timeout=300) == ("", "")
     assert process.returncode == 0
     wait_until(lambda: all(process_gone(pid) for pid in workers))
 
@@ -796,7 +792,7 @@ def test_a_server_that_just_ends_takes_its_workers_along(server: tuple[subproces
 def test_workers_of_a_killed_server_end(server: tuple[subprocess.Popen, list[int]]) -> None:
     process, workers = server
     os.kill(process.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert errors == ""
     wait_until(lambda: all(process_gone(pid) for pid in workers))
 
