@@ -24,6 +24,7 @@ from moeviz.engine import Twins
 from moeviz.snapshot import CIRCUMSTANCES
 from moeviz.sweep import Cell, Result, Sweep, chunks, comparisons, needs, parse, suggested
 from moeviz.ui.fields import STOPS
+from tests import stand_in_cells
 from tests.processes import program
 from tests.test_cli import call
 
@@ -263,14 +264,6 @@ def run_alone(sweep: Sweep, cell: Cell, folder: Path):
     return kept[-1].since(0)[1], figures
 
 
-def test_how_cells_are_shared_out_changes_no_number(tmp_path):
-    sweep = plan(steps=6)
-    here, elsewhere = trained(sweep), sorted(trained(sweep, jobs=3), key=lambda r: sweep.cells.index(r.cell))
-    assert [result.cell for result in here] == [result.cell for result in elsewhere]
-    assert sweeps.rows(sweep, here).tobytes() == sweeps.rows(sweep, elsewhere).tobytes()
-    assert [result.summary for result in here] == [result.summary for result in elsewhere]
-
-
 def test_progress_counts_every_step_of_every_cell():
     made = []
     for _ in farm.train(plan(), None, 1, made.append):
@@ -329,8 +322,14 @@ def test_cells_of_two_seeds_are_not_trained_together():
         Cells(plan(), plan().cells)
 
 
+@pytest.fixture
+def cheap_processes(monkeypatch):
+    """What is asked for in other processes is counted there, not trained."""
+    monkeypatch.setattr(farm, "_serve", stand_in_cells.serve)
+
+
 @pytest.mark.parametrize("deaths", [1, 2])
-def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else(deaths):
+def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else(deaths, cheap_processes):
     """Of two processes one, or both: then others take their place."""
     sweep, killed = plan(seeds=(0, 1, 2), steps=100), []
 
@@ -346,18 +345,22 @@ def test_a_process_that_dies_takes_one_chunk_along_and_nothing_else(deaths):
     assert all(len(result.rows) == 100 for _, results in done for result in results or [])
 
 
-def test_ending_early_leaves_no_process_behind():
+def test_ending_early_leaves_no_process_behind(cheap_processes):
     with closing(farm.train(plan(seeds=tuple(range(9)), steps=50), None, 2, lambda made: None)) as done:
         next(done)
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 
 
-def test_a_refusal_in_another_process_reaches_the_one_that_asked():
-    text = replace(SMALL, task="text")
-    with pytest.raises(SettingsError, match="The text has 5 bytes"):
-        list(farm.train(plan(recipe=text), b"hello", 2, lambda made: None))
+def test_a_refusal_in_another_process_reaches_the_one_that_asked(cheap_processes):
+    with pytest.raises(SettingsError, match="This text is refused"):
+        list(farm.train(plan(), b"hello", 2, lambda made: None))
     assert not multiprocessing.active_children()
+
+
+def test_a_text_that_is_too_short_is_refused():
+    with pytest.raises(SettingsError, match="The text has 5 bytes"):
+        list(farm.train(plan(recipe=replace(SMALL, task="text")), b"hello", 1, lambda made: None))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -369,7 +372,7 @@ def run(*arguments):
 
 def test_the_command_writes_a_line_per_step_and_cell_and_prints_one_object(tmp_path):
     path = tmp_path / "sweep.parquet"
-    result = run("--vary", "u=1e-3,3e-3,1e-1", "--seeds", 3, "--jobs", 2, "--out", path, "--json")
+    result = run("--vary", "u=1e-3,3e-3,1e-1", "--seeds", 3, "--jobs", 1, "--out", path, "--json")
     assert result.exit_code == 0, result.stderr
     told = json.loads(result.stdout, parse_constant=pytest.fail)
     table = pyarrow.parquet.read_table(path)
@@ -384,6 +387,15 @@ def test_the_command_writes_a_line_per_step_and_cell_and_prints_one_object(tmp_p
     late = [line["max_vio_l0"] for line in lines if (line["seed"], line["value"]) == (2, 0.1)][-2:]
     cell = next(cell for cell in told["cells"] if (cell["seed"], cell["value"]) == (2, 0.1))
     assert cell["max_vio_batch"] == pytest.approx(sum(late) / 2)
+
+
+def test_how_cells_are_shared_out_changes_no_number(tmp_path):
+    told = []
+    for jobs in (1, 2):
+        path = tmp_path / f"{jobs}.csv"
+        result = run("--vary", "u=1e-3,3e-3", "--seeds", 2, "--jobs", jobs, "--out", path, "--json")
+        told.append((json.loads(result.stdout), path.read_text()))
+    assert told[0] == told[1]
 
 
 def test_the_differences_are_those_of_the_cells_beside_the_base():
