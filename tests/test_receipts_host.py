@@ -14,9 +14,9 @@ from moeviz.host.block import MOST_TURNS, Block, Course, Lane, block_size
 from moeviz.host.joining import turns_in
 from moeviz.receipt import Receipt, from_json, hash_of, to_json
 from tests import stand_in_engine as stand_in
-from tests.test_host import QUICK, paused, rows_of, run_to, wait_until
-from tests.test_host_twins import REAL, SIGN, SMALL, alone, assert_same, to_step
-from tests.test_survival import STEADY, hosting, kill
+from tests.test_host import QUICK, hosting, paused, rows_of, run_to, wait_until
+from tests.test_host_twins import REAL, SIGN, SMALL, assert_same, to_step
+from tests.test_survival import STEADY, alone, kill
 
 FASTER, SOFTMAX = replace(SIGN, u=0.05), replace(SIGN, gating="softmax", bias_rule="none")
 
@@ -31,7 +31,7 @@ def schedule_of(receipt: Receipt) -> list[tuple[int, dict[str, str]]]:
 
 
 def verdict(check: Check):
-    wait_until(lambda: check.look() is not None, 60)
+    wait_until(lambda: check.look() is not None)
     return check.look()
 
 
@@ -189,20 +189,18 @@ def test_too_many_changes_are_said_and_not_guessed(quick):
     run.close()
 
 
-def test_another_worker_goes_on_with_the_course():
-    with hosting(2) as host:
-        known(host)
-        run = host.create(Recipe(), STEADY)
-        run_to(run, 10)
-        run.set_knobs(replace(STEADY, top_k=4))
-        run.play(until=200)
-        wait_until(lambda: run.state().step > 30)
-        for worker in (1, 0):
-            kill(host, worker)
-        wait_until(lambda: run.state().step == 200, 60)
-        run.set_knobs(replace(STEADY, top_k=1))
-        run_to(run, 205)
-        assert schedule_of(run.receipt()) == [(11, {"top_k": "4"}), (201, {"top_k": "1"})]
+def test_another_worker_goes_on_with_the_course(quick):
+    run = quick.create(Recipe(), STEADY)
+    run_to(run, 10)
+    run.set_knobs(replace(STEADY, top_k=4))
+    run.play(until=200)
+    wait_until(lambda: run.state().step > 30)
+    for worker in (1, 0):
+        kill(quick, worker)
+    wait_until(lambda: run.state().step == 200)
+    run.set_knobs(replace(STEADY, top_k=1))
+    run_to(run, 205)
+    assert schedule_of(run.receipt()) == [(11, {"top_k": "4"}), (201, {"top_k": "1"})]
 
 
 def test_a_course_outlasts_the_server(tmp_path):
@@ -339,21 +337,20 @@ def test_a_scheduled_run_is_the_run_that_was_changed_by_hand(real):
     mine.close()
 
 
-def test_a_schedule_survives_the_worker():
-    with hosting(2) as host:
-        knobs = [replace(STEADY, top_k=count) for count in (1, 4, 3)]
-        schedule = [(20, knobs[1]), (150, knobs[2])]
-        run = host.create(Recipe(), knobs[0], schedule=schedule)
-        run.play(until=200)
-        wait_until(lambda: run.state().step > 60)
-        for worker in (1, 0):
-            kill(host, worker)
-        wait_until(paused(run), 60)
-        assert run.receipt().plan()[1] == [(0, knobs[0]), *schedule]
-        loads = rows_of(run)["load"][:, 0]
-        assert (loads[20:150] % 4 == 0).all()
-        assert (loads[150:] % 3 == 0).all()
-        assert not (loads[1:20] % 4 == 0).all()
+def test_a_schedule_survives_the_worker(quick):
+    knobs = [replace(STEADY, top_k=count) for count in (1, 4, 3)]
+    schedule = [(20, knobs[1]), (150, knobs[2])]
+    run = quick.create(Recipe(), knobs[0], schedule=schedule)
+    run.play(until=200)
+    wait_until(lambda: run.state().step > 60)
+    for worker in (1, 0):
+        kill(quick, worker)
+    wait_until(paused(run))
+    assert run.receipt().plan()[1] == [(0, knobs[0]), *schedule]
+    loads = rows_of(run)["load"][:, 0]
+    assert (loads[20:150] % 4 == 0).all()
+    assert (loads[150:] % 3 == 0).all()
+    assert not (loads[1:20] % 4 == 0).all()
 
 
 @pytest.mark.parametrize("steps", [(0,), (5, 5), (5, 3)])
@@ -444,15 +441,13 @@ def test_a_check_is_a_run_only_while_it_is_under_way(quick):
     assert len(quick._runs) == before
 
 
-def test_a_check_that_was_put_aside_goes_on_when_looked_at():
-    with hosting(1) as host:
-        known(host)
-        theirs = host.create(Recipe(), STEADY, schedule=[(90, replace(STEADY, top_k=4))])
-        run_to(theirs, 100)
-        check = Check(host, theirs.receipt())
-        wait_until(lambda: check.step > 20)
-        host.get(check._token).put_aside()
-        assert verdict(check).same
+def test_a_check_that_was_put_aside_goes_on_when_looked_at(quick):
+    theirs = quick.create(Recipe(), STEADY, schedule=[(90, replace(STEADY, top_k=4))])
+    run_to(theirs, 100)
+    check = Check(quick, theirs.receipt())
+    wait_until(lambda: check.step > 20)
+    quick.get(check._token).put_aside()
+    assert verdict(check).same
 
 
 def test_a_check_that_this_server_cannot_train_is_refused(real, receipt):

@@ -14,8 +14,9 @@ from streamlit.testing.v1 import AppTest
 from moeviz import presets
 from moeviz.config import Knobs, Recipe
 from moeviz.host import Host, Limits, Run
-from moeviz.ui import controls, fields, finds, hosting, session, transport
-from tests.test_host import ENGINE, run_to, wait_until
+from moeviz.ui import controls, fields, finds, session, transport
+from moeviz.ui import hosting as ui_hosting
+from tests.test_host import close_runs, hosting, run_to, wait_until
 from tests.test_survival import leave, put_aside
 
 ROOT = Path(__file__).parent.parent
@@ -24,20 +25,18 @@ BROWSER = ["one browser"]  # whose turn it is to look at the page
 
 @pytest.fixture(scope="module")
 def shared_host() -> Iterator[Host]:
-    host = Host(1, limits=Limits(pause_after=600.0, max_runs=40, max_tokens=40_000), engine=ENGINE)
-    yield host
-    host.shutdown()
+    with hosting(max_runs=40, max_tokens=40_000) as host:
+        yield host
 
 
 @pytest.fixture
 def host(shared_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    for module in (hosting, session, controls):
+    for module in (ui_hosting, session, controls):
         monkeypatch.setattr(module, "host", lambda: shared_host, raising=False)
     monkeypatch.setattr(session, "_browser", lambda: BROWSER[0])
     BROWSER[0] = "one browser"
     yield shared_host
-    for run in list(shared_host._runs.values()):
-        run.close()
+    close_runs(shared_host)
 
 
 def open_page(**address: str) -> AppTest:
