@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -36,7 +37,9 @@ from moeviz.config import (
     show,
 )
 from moeviz.engine import Engine, TrainingDiverged, Twins
-from moeviz.ui import fields
+from moeviz.ui import controls, fields, receipts, session
+from moeviz.ui import hosting as ui_hosting
+from tests.test_host import hosting
 from tests.test_pages import open_page, run_of
 
 READABLE = 320  # characters: three lines of the page
@@ -391,6 +394,15 @@ def test_any_bytes_are_learned_or_refused_for_their_length(piece, times, length,
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def quick_host() -> Iterator[None]:
+    """Pages on a host whose runs are built at once: nothing here looks at what they learn."""
+    with hosting() as host, pytest.MonkeyPatch.context() as patch:
+        for module in (ui_hosting, session, controls, receipts):
+            patch.setattr(module, "host", lambda: host)
+        yield
+
+
 def _can_be_sent(text: str) -> bool:
     """Half a character pair has no percent-encoding, and `embed` is Streamlit's own."""
     return "\ud800" not in text and not text.startswith("embed")
@@ -454,6 +466,7 @@ def _set(at: AppTest, control: Any, value: Any) -> None:
         at.query_params[control.key] = fields.LABELS.get(control.key, {}).get(value, show(value))
 
 
+@pytest.mark.usefixtures("quick_host")
 @settings(max_examples=20)
 @given(st.dictionaries(names.filter(_can_be_sent), texts.filter(_can_be_sent), max_size=6))
 @example({"u": "-0.0", "seed": "2147483647", "learning_rate": "0"})
@@ -467,6 +480,7 @@ def test_the_page_opens_at_every_address(parameters):
     assert_in_agreement(at)
 
 
+@pytest.mark.usefixtures("quick_host")
 @pytest.mark.parametrize("seed", range(2))
 def test_every_way_through_the_controls_leaves_page_and_run_in_agreement(seed):
     random = Random(seed)
