@@ -22,8 +22,10 @@ SLOW = 60.0  # seconds: here nobody is dead because the machine is busy
 
 @pytest.fixture(scope="module")
 def server():
-    with serving() as server:
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOEVIZ_WORKERS", "1")
+        with serving() as server:
+            yield server
     assert "Traceback" not in server.printed
     assert server.remains == []
 
@@ -164,7 +166,7 @@ def test_whom_nobody_answers_is_dead():
     visitor, asked = pulls(None, patience=0.2)
     assert len(asked) == 1
     assert "TimeoutError" in visitor.dead
-    assert pulls(lambda _: http(increment(0)), patience=0.2)[0].dead == ""
+    assert pulls(lambda _: http(increment(0)), patience=SLOW)[0].dead == ""
 
 
 def test_a_run_that_plays_but_does_not_grow_is_dead_after_the_visitors_patience():
@@ -252,22 +254,27 @@ def test_cookies_come_back_where_they_belong():
 
 def test_a_window_counts_what_came_in_it_and_nothing_before_or_after():
     nothing = SimpleNamespace(use=lambda: Use(time.monotonic(), 0, 0, 0), memory=lambda: Memory(1, 1, 1, 0))
+    now = SimpleNamespace(seconds=0.0)
+
+    def answer(number):
+        now.seconds += 0.05
+        return http(increment(10 * number, 10 * number + 9))
 
     async def visit():
-        async with StandIn(lambda number: http(increment(10 * number, 10 * number + 9))) as (address, _):
-            visitor = await follower(address, patience=SLOW)
+        async with StandIn(answer) as (address, _):
+            visitor = await follower(address, patience=SLOW, clock=lambda: now.seconds)
             await visitor.pull()
-            window = await load.measure(nothing, [visitor], rate=20, seconds=0.3)
+            window = await load.measure(nothing, [visitor], rate=20, seconds=0.29)
             await visitor.pull()
             await visitor.line.close()
             return visitor, window
 
     visitor, window = asyncio.run(visit())
     [seen] = window.seen
-    assert seen.answers >= 2
-    assert seen.steps == 10 * seen.answers
-    assert len(seen.intervals) == seen.answers - 1
-    assert visitor.step == 10 * (seen.answers + 3) + 9, "one before, one to begin with, one after"
+    assert seen.answers == 6
+    assert seen.steps == 60
+    assert len(seen.intervals) == 5
+    assert visitor.step == 10 * (1 + 1 + 6 + 1) + 9, "one before, one to begin with, six, one after"
     assert visitor.seen.answers == 1
 
 
