@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SECOND = 1000
+LOOKS = 50  # milliseconds between two; the default, each frame, has the browser make frames
 # What a page logs whose server ended and came back: nothing answers, then nobody knows its run.
 RESTARTED = "ERR_CONNECTION_REFUSED|server endpoint|server is not responding|disconnected from server|status of 404"
 READY = "m && m.drawn > 0 && m.status === 'ready'"
@@ -45,7 +49,7 @@ FEED = """
         store.append({ n }, columns)
     }
 """
-expect.set_options(timeout=30 * SECOND)  # no bound of the product: a busy machine needs seconds to begin with
+expect.set_options(timeout=60 * SECOND)  # no bound of the product: a busy machine needs seconds to begin with
 
 
 def free_port():
@@ -60,13 +64,16 @@ def serving(app="app.py", port=None, listen="127.0.0.1", env=None):
     port = port or free_port()
     command = [sys.executable, "-m", "streamlit", "run", app, f"--server.port={port}"]
     command += [f"--server.address={listen}"] if listen else []
-    server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.terminate()
-        printed = server.communicate(timeout=30)[0].decode()
+    with tempfile.TemporaryFile() as log:  # a pipe that nobody reads would fill
+        server = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_for(f"http://127.0.0.1:{port}/_stcore/health")
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+            log.seek(0)
+            printed = log.read().decode()
     assert "Traceback" not in printed, printed
     ours = not app.startswith("tests/")
     assert not ours or f"http://{listen or 'localhost'}:{port}" in printed, "the address is printed"
@@ -82,6 +89,17 @@ def _wait_for(url, seconds=60):
             time.sleep(0.1)
 
 
+@pytest.fixture(scope="session")
+def servers():
+    """Gives the address of a server for what is to be served; whoever asks for the same later gets the same server.
+
+    A run is held soon after its page was closed, and the next test has the cores.
+    """
+    env = os.environ | {"MOEVIZ_WORKERS": "1", "MOEVIZ_PAUSE_AFTER": "3"}
+    with ExitStack() as started:
+        yield cache(lambda app: started.enter_context(serving(app, env=env)))
+
+
 @pytest.fixture(scope="module")
 def app():
     """What the module's server serves; a module may have its own."""
@@ -89,12 +107,11 @@ def app():
 
 
 @pytest.fixture(scope="module")
-def address(app):
-    with serving(app) as address:
-        yield address
+def address(app, servers):
+    return servers(app)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     path = find()
     if path is None:
@@ -108,21 +125,35 @@ def browser():
         browser.close()
 
 
+@pytest.fixture(autouse=True)
+def _no_loop_of_the_browsers(request):
+    """Playwright's event loop counts as running in this thread until the browser is closed, and tests without a page
+    may want one of their own."""
+    loop = asyncio._get_running_loop()
+    if loop is None or "browser" in request.fixturenames:
+        yield
+        return
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)
+
+
 @contextmanager
 def watched_pages(browser, name):
     """Gives empty pages, each in a context of its own. It is a fault if one logs an error or asks beyond its home.
 
     Home is an address, with all that is below it, or a file alone. `forgiven` is an expression for the messages that
-    a test itself provokes; nothing forgives an exception on a page. Each is pictured before it is closed.
+    a test itself provokes, `forgive` takes another from then on; nothing forgives an exception on a page. Each page
+    that is open at the end is pictured where something failed.
     """
-    faults, pages = [], []
+    faults, pages, later = [], [], []
 
     def open_page(home, logged=("error",), forgiven="(?!)", **options):
         def noticed(message):
             text, url = message.text, message.location["url"]
             # Opened at another page than the first, Streamlit looks for its server below that page's address first.
             astray = "404" in text and re.match(re.escape(home) + r"\w+/_stcore/", url)
-            if message.type in logged and not astray and not re.search(forgiven, text):
+            if message.type in logged and not astray and not re.search("|".join([forgiven, *later]), text):
                 faults.append(f"{text} ({url})")
 
         def asked(request):
@@ -135,23 +166,30 @@ def watched_pages(browser, name):
         context.on("console", noticed)
         context.on("request", asked)
         page = context.new_page()
-        page.set_default_timeout(60 * SECOND)
+        page.set_default_timeout(120 * SECOND)
         pages.append(page)
         return page
 
+    def picture():
+        ARTIFACTS.mkdir(exist_ok=True)
+        for number, page in enumerate(pages):
+            with suppress(Error):  # one that is closed, or answers nothing
+                page.screenshot(path=ARTIFACTS / f"{name}-{number}.png", timeout=10 * SECOND)
+
     open_page.states = lambda: [*faults, *(_state(page) for page in pages)]
+    open_page.picture, open_page.forgive = picture, later.append
     try:
         yield open_page
     except BaseException as error:
+        picture()
         for state in open_page.states():
             error.add_note(state)
         raise
     finally:
-        for number, page in enumerate(pages):
-            if not page.is_closed():
-                ARTIFACTS.mkdir(exist_ok=True)
-                page.screenshot(path=ARTIFACTS / f"{name}-{number}.png")
-                page.context.close()
+        if faults:
+            picture()
+        for page in pages:
+            page.context.close()
     assert not faults, "\n".join(faults)
 
 
@@ -172,22 +210,23 @@ def _state(page):
         return f"{page.url} answers nothing: {error}"
 
 
-STATES = pytest.StashKey()
+PAGES = pytest.StashKey()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """Beside a failure stands how its pages were: where nobody sees the pictures it is all that there is."""
     report = yield
-    if report.failed and report.when == "call" and STATES in item.stash:
-        report.sections += [("a page", state) for state in item.stash[STATES]()]
+    if report.failed and report.when == "call" and PAGES in item.stash:
+        report.sections += [("a page", state) for state in item.stash[PAGES].states()]
+        item.stash[PAGES].picture()
     return report
 
 
 @pytest.fixture
 def watch(browser, request):
     with watched_pages(browser, request.node.name) as open_page:
-        request.node.stash[STATES] = open_page.states
+        request.node.stash[PAGES] = open_page
         yield open_page
 
 
@@ -198,7 +237,7 @@ def new_page(watch, address):
     def open_page(query="", **options):
         page = watch(address, **options)
         page.goto(address + query)
-        page.wait_for_function("window.__moeviz && window.__moeviz.drawn > 0 && window.__moeviz.complete")
+        until(page, "m && m.drawn > 0 && m.complete")
         return page
 
     return open_page
@@ -210,7 +249,7 @@ def look(page, expression):
 
 def until(page, condition):
     """Wait for a JavaScript condition on `m`, what the live charts know."""
-    page.wait_for_function(f"(() => {{ const m = window.__moeviz; return {condition} }})()")
+    page.wait_for_function(f"(() => {{ const m = window.__moeviz; return {condition} }})()", polling=LOOKS)
 
 
 def feed(page, begin, end):
