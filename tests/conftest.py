@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -25,11 +26,39 @@ def pytest_runtest_setup(item):
             pytest.skip("this machine rounds a run otherwise when others are beside it: equal to rounding only")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _end_the_workers():
-    """Pages that are run as scripts share a host, whose processes would outlive their module."""
-    yield
+@pytest.fixture(scope="session", autouse=True)
+def _look_for_components_once():
+    """Each page that is run as a script searches all installed packages for components, which takes longer than the
+    page. None comes or goes meanwhile."""
+    if "streamlit.testing.v1" not in sys.modules:
+        yield
+        return
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", cache(manifest_scanner.scan_component_manifests))
+        yield
+
+
+def _host_of_pages():
+    """The host of pages that are run as scripts, where there is one."""
     hosting = sys.modules.get("moeviz.ui.hosting")
-    if hosting is not None and hosting.host.cache_info().currsize:
-        hosting.host().shutdown()
-        hosting.host.cache_clear()
+    return hosting.host() if hosting is not None and hosting.host.cache_info().currsize else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_the_workers():
+    """All modules share its processes, which would outlive them."""
+    yield
+    if host := _host_of_pages():
+        host.shutdown()
+        sys.modules["moeviz.ui.hosting"].host.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _close_the_runs(_end_the_workers):
+    """The next test has the processes to itself: what one leaves would train on, and take places."""
+    yield
+    if host := _host_of_pages():
+        for run in list(host._runs.values()):
+            run.close()

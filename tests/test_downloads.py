@@ -18,9 +18,8 @@ from moeviz.receipt import from_json
 from moeviz.ui import downloads
 from tests.test_host_twins import SIGN, SMALL, to_step
 from tests.test_live import make_rows
-from tests.test_pages import open_page, run_of, wait_until
+from tests.test_pages import open_page, run_of, shared_host, wait_until
 from tests.test_replay import told_in
-from tests.test_survival import hosting
 
 VERSIONS = {0: Knobs(), 1: Knobs(u=0.1), 2: Knobs(u=0.1, top_k=1)}
 
@@ -119,18 +118,17 @@ def open_popover(*_, **__):
     return container
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def twins():
     """A, B from the start with u = 0.1, C from A's step 4 on with softmax; A's top-k was changed after step 6."""
-    with hosting(1, "moeviz.toy") as host:
-        run = host.create(SMALL, SIGN)
-        run.add_twin({"u": 0.1})
-        to_step(run, 6)
-        run.set_knobs(replace(SIGN, top_k=3))
-        to_step(run, 8)
-        run.add_twin({"gating": "softmax"}, parent=0, since=4)
-        to_step(run, 9)
-        yield run
+    run = shared_host().create(SMALL, SIGN)
+    run.add_twin({"u": 0.1})
+    to_step(run, 6)
+    run.set_knobs(replace(SIGN, top_k=3))
+    to_step(run, 8)
+    run.add_twin({"gating": "softmax"}, parent=0, since=4)
+    to_step(run, 9)
+    return run
 
 
 def test_a_table_of_twins_says_whose_each_step_is(twins):

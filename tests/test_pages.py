@@ -27,7 +27,20 @@ from moeviz.ui import fields, hosting, session, source
 APP = str(Path(__file__).parents[1] / "app.py")
 
 
+def shared_host():
+    """The host of all pages that are run as scripts here. Each run is closed at the end of its test."""
+    if not hosting.host.cache_info().currsize:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(
+                "MOEVIZ_PAUSE_AFTER", "600"
+            )  # nobody watches in a test, and on a busy machine that may be long
+            patch.setenv("MOEVIZ_WORKERS", "1")
+            hosting.host()
+    return hosting.host()
+
+
 def open_page(**parameters):
+    shared_host()
     at = AppTest.from_file(APP, default_timeout=60)
     at.query_params.update(parameters)
     return at.run()
@@ -514,6 +527,7 @@ def test_a_page_waits_while_charts_show_what_a_slider_told_the_run_by_itself(mon
     at = open_page(balancing="loss_free")
     run, waited = run_of(at), []
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waited.append))
+    monkeypatch.setattr(session, "CHARTS_FIRST", 600.0)
     run.set_knobs(replace(run.knobs, u=0.01))
     at.run()
     assert waited == []
@@ -522,7 +536,7 @@ def test_a_page_waits_while_charts_show_what_a_slider_told_the_run_by_itself(mon
     assert len(waited) == 1
     assert 0 < waited[0] <= session.CHARTS_FIRST
     assert at.select_slider(key="u").value == 0.1
-    time.sleep(session.CHARTS_FIRST)
+    monkeypatch.setattr(session, "CHARTS_FIRST", 0.0)  # it is later than that by now
     at.run()
     assert len(waited) == 1
 
@@ -544,6 +558,7 @@ assert "torch" not in sys.modules
 
 
 def test_a_browser_that_is_late_brings_no_preset_back(monkeypatch):
+    monkeypatch.setattr(session, "STALE_SECONDS", 600.0)
     at = open_page(preset="loss_free")
     at.select_slider(key="u").set_value(0.01).run()
     assert at.selectbox(key="preset_choice").value == "custom"

@@ -22,8 +22,8 @@ from moeviz.ui import dots
 from moeviz.ui.sweeps import file_of, planned_of, table
 from tests.stand_in_engine import DIVERGING
 from tests.test_host import QUICK
-from tests.test_host_twins import REAL, SIGN, SMALL, to_step
-from tests.test_pages import open_page, run_of, wait_until
+from tests.test_host_twins import SIGN, SMALL, to_step
+from tests.test_pages import open_page, run_of, shared_host, wait_until
 from tests.test_survival import hosting
 
 SMALL_PAGE = {"num_experts": "8", "d_model": "16", "d_expert": "16", "tokens_per_step": "128"}
@@ -182,7 +182,7 @@ def test_a_sweep_starts_with_what_was_typed_just_before_the_click():
 def test_cancel_keeps_what_is_done_and_another_sweep_takes_its_place():
     at = open_sweep(balancing="loss_free")
     at.segmented_control(key="sweep_seeds").set_value(3).run()
-    at.number_input(key="sweep_steps").set_value(500).run()
+    at.number_input(key="sweep_steps").set_value(100).run()
     at.button(key="sweep_start").click().run()
     first = visitor(at).finds.sweep
 
@@ -211,9 +211,9 @@ def test_a_value_whose_cell_diverged_says_so_and_is_in_no_mean():
 
 
 def test_files_hold_every_step_with_seed_and_value():
-    with hosting(1, REAL) as host:
-        sweep_run = SweepRun(host, Sweep(SMALL, SIGN, "u", (0.003, 0.1), (4,), 50))
-        wait_until(lambda: sweep_run.advance() or sweep_run.progress().status != "running", 60)
+    host = shared_host()
+    sweep_run = SweepRun(host, Sweep(SMALL, SIGN, "u", (0.003, 0.1), (4,), 50))
+    wait_until(lambda: sweep_run.advance() or sweep_run.progress().status != "running", 60)
     steps = pyarrow.parquet.read_table(io.BytesIO(file_of(sweep_run.sweep, sweep_run.results, "parquet")))
     assert steps.num_rows == 100
     assert set(steps["value"].to_pylist()) == {0.003, 0.1}
@@ -269,47 +269,47 @@ def test_a_reset_and_a_rebuild_leave_the_dot_of_what_they_end():
 
 
 def test_dots_of_a_run_and_its_twins_move_and_are_never_doubled():
-    with hosting(1, REAL) as host:
-        found: dots.Dots = {}
-        run = host.create(SMALL, SIGN, twins=[{"u": 0.1}])
-        to_step(run, 99)
+    host = shared_host()
+    found: dots.Dots = {}
+    run = host.create(SMALL, SIGN, twins=[{"u": 0.1}])
+    to_step(run, 99)
+    dots.take_in(found, run)
+    assert not found, "too short"
+    for step in (120, 150):
+        to_step(run, step)
         dots.take_in(found, run)
-        assert not found, "too short"
-        for step in (120, 150):
-            to_step(run, step)
-            dots.take_in(found, run)
-            dots.take_in(found, run)
-            assert [(dot.origin, dot.steps, dot.knobs.u) for dot in found.values()] == [
-                ("run", step, 0.01),
-                ("twin B", step, 0.1),
-            ]
-        for twin, dot in zip(run.twins, found.values(), strict=True):
-            told = export.summarize(run.records_since(-1, -1, twin=twin.id)[1][1:])
-            assert (dot.eval_loss, dot.specialisation) == (told["eval_loss"], pytest.approx(told["specialisation"]))
-            assert dot.max_vio == pytest.approx(told["max_vio_batch"])
-            assert dot.others["dead_experts"] == told["dead_experts"]
-        run.set_knobs(replace(SIGN, u=0.02))
         dots.take_in(found, run)
-        assert len(found) == 2, "no step was made under other knobs yet"
-        to_step(run, 200)
-        dots.take_in(found, run)
-        assert [(dot.steps, dot.knobs.u, dot.changed) for dot in found.values()] == [
-            (150, 0.01, False),
-            (200, 0.02, True),
-            (200, 0.1, False),
+        assert [(dot.origin, dot.steps, dot.knobs.u) for dot in found.values()] == [
+            ("run", step, 0.01),
+            ("twin B", step, 0.1),
         ]
+    for twin, dot in zip(run.twins, found.values(), strict=True):
+        told = export.summarize(run.records_since(-1, -1, twin=twin.id)[1][1:])
+        assert (dot.eval_loss, dot.specialisation) == (told["eval_loss"], pytest.approx(told["specialisation"]))
+        assert dot.max_vio == pytest.approx(told["max_vio_batch"])
+        assert dot.others["dead_experts"] == told["dead_experts"]
+    run.set_knobs(replace(SIGN, u=0.02))
+    dots.take_in(found, run)
+    assert len(found) == 2, "no step was made under other knobs yet"
+    to_step(run, 200)
+    dots.take_in(found, run)
+    assert [(dot.steps, dot.knobs.u, dot.changed) for dot in found.values()] == [
+        (150, 0.01, False),
+        (200, 0.02, True),
+        (200, 0.1, False),
+    ]
 
 
 def test_a_run_that_trains_leaves_no_dot_unless_it_ends():
-    with hosting(1, REAL) as host:
-        found: dots.Dots = {}
-        run = host.create(SMALL, SIGN)
-        run.play()
-        wait_until(lambda: run.state().step > 130)
-        dots.take_in(found, run)
-        assert not found
-        dots.take_in(found, run, ends=True)
-        assert len(found) == 1
+    host = shared_host()
+    found: dots.Dots = {}
+    run = host.create(SMALL, SIGN)
+    run.play()
+    wait_until(lambda: run.state().step > 130)
+    dots.take_in(found, run)
+    assert not found
+    dots.take_in(found, run, ends=True)
+    assert len(found) == 1
 
 
 def made(seed: int, knobs: Knobs, loss: float, **changes) -> Dot:
