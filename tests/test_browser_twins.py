@@ -8,7 +8,7 @@ from playwright.sync_api import TimeoutError, expect
 
 from moeviz.config import Knobs, Recipe
 from moeviz.engine import Twins
-from tests.browsing import SECOND, look, run_to, to, until
+from tests.browsing import LOOKS, SECOND, look, run_to, to, until
 
 pytestmark = pytest.mark.browser
 
@@ -51,7 +51,7 @@ def loads_of(page, twin, step):
     )
 
 
-def test_twins_start_alike_and_show_what_the_engine_computes(new_page):
+def test_twins_start_alike_show_what_the_engine_computes_and_four_are_seen_at_once(new_page):
     page = new_page("?bias_rule=sign&speed=max")
     to_compare(page)
     # Both pages bring their modules, which remember things: there must be one of each all the same.
@@ -59,13 +59,15 @@ def test_twins_start_alike_and_show_what_the_engine_computes(new_page):
     expect(page.get_by_text("Add a twin").first).to_be_visible()
     add_twin(page, "Bias update speed u", "0.1")
     add_twin(page, "Gating", "softmax")
+    add_twin(page, "Experts per token K", "4")
     run_to(page, 60)
     until(page, "m.twins.every((twin) => twin.store.lastStep === 60)")
-    knobs = [Knobs(bias_rule="sign"), Knobs(bias_rule="sign", u=0.1), Knobs(bias_rule="sign", gating="softmax")]
+    changes = [{}, {"u": 0.1}, {"gating": "softmax"}, {"top_k": 4}]
+    knobs = [Knobs(bias_rule="sign", **change) for change in changes]
     engine = Twins(Recipe(), knobs)
     shots = [engine.observe(), *(engine.step(knobs) for _ in range(60))]
     for step in (0, 1, 2, 30, 60):
-        for twin in range(3):
+        for twin in range(4):
             shown = loads_of(page, twin, step)
             assert shown[:2] == [step, shots[step][twin].load_LE[0].tolist()]
             if twin:
@@ -73,27 +75,27 @@ def test_twins_start_alike_and_show_what_the_engine_computes(new_page):
     first = next(step for step in range(61) if shots[step][1].apart.routed_differently > 0)
     token = shots[first][1].apart.first_token
     expect(page.get_by_text(f"parted at step {first}, token {token}").first).to_be_visible()
+    are_seen_at_once(page, 1280, 800)
+    page.emulate_media(color_scheme="dark")
+    are_seen_at_once(page, 1024, 768)
     assert "twins=u%3A0.1%3Bgating%3Asoftmax" in page.url
     page.reload()
-    until(page, "m && m.twins && m.twins.length === 3 && m.twins.every((twin) => twin.store.lastStep === 60)")
+    until(page, "m && m.twins && m.twins.length === 4 && m.twins.every((twin) => twin.store.lastStep === 60)")
 
 
-def test_the_lock_refuses_a_second_difference(new_page):
-    page = new_page("?bias_rule=sign&twins=u:0.1")
-    to_compare(page)
-    page.get_by_role("button", name="B u 0.003").click()
-    choose_in(page, "What is different", "Gating")
-    choose_in(page, "Its value", "softmax")
-    page.get_by_role("button", name="Change", exact=True).click()
-    expect(page.get_by_text("Twin B differs in Bias update speed u already")).to_be_visible()
-    page.keyboard.press("Escape")
-    page.get_by_text("One change each", exact=True).click()
-    page.get_by_role("button", name="B u 0.003").click()
-    page.get_by_role("button", name="Change", exact=True).click()
-    expect(page.get_by_text("gating sigmoid → softmax; u 0.003 → 0.1").first).to_be_visible()
+def are_seen_at_once(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    page.wait_for_function(
+        """([width, height]) => [0, 1, 2, 3].every((number) => {
+            const box = document.querySelector(`article[data-twin="${number}"]`).getBoundingClientRect()
+            return box.left >= 0 && box.right <= width && box.top < height
+        })""",
+        arg=[width, height],
+        polling=LOOKS,
+    )
 
 
-def test_a_branch_from_the_past_of_the_playground(new_page):
+def test_a_branch_from_the_past_of_the_playground_and_going_on_alone(new_page):
     page = new_page("?speed=max")
     run_to(page, 50)
     until(page, "m.store.lastStep === 50")
@@ -116,25 +118,9 @@ def test_a_branch_from_the_past_of_the_playground(new_page):
     assert (after[1][31 * 16 : size] != before[31 * 16 : size]).any()
     run_to(page, 70)
 
-
-def test_going_on_alone_from_the_playground(new_page):
-    page = new_page("?bias_rule=sign&twins=u:0.1&speed=max")
+    to(page, "Playground")
     expect(page.get_by_text("Beside it train B")).to_be_visible()
     page.get_by_role("button", name="Go on with A alone").click()
     expect(page.get_by_text("Beside it train B")).to_have_count(0)
     page.keyboard.press("Space")
-    until(page, "m.step > 20")
-
-
-@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 800, "light"), (1024, 768, "dark")])
-def test_four_twins_are_seen_at_once(new_page, width, height, scheme):
-    page = new_page("?bias_rule=sign&twins=u:0.1;gating:softmax;balancing:none&speed=max", color_scheme=scheme)
-    page.set_viewport_size({"width": width, "height": height})
-    to_compare(page)
-    run_to(page, 100)
-    until(page, "m.twins.length === 4 && m.twins.every((twin) => twin.store.lastStep === 100)")
-    for number in range(4):
-        box = page.locator(f'article[data-twin="{number}"]').first.bounding_box(timeout=5 * SECOND)
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= width
-        assert box["y"] < height
+    until(page, "m.step > 75")
