@@ -36,12 +36,13 @@ def shared_host():
             )  # nobody watches in a test, and on a busy machine that may be long
             patch.setenv("MOEVIZ_WORKERS", "1")
             hosting.host()
+        wait_until(lambda: hosting.host().circumstances("auto"), 300)  # a worker that is up
     return hosting.host()
 
 
 def open_page(**parameters):
     shared_host()
-    at = AppTest.from_file(APP, default_timeout=60)
+    at = AppTest.from_file(APP, default_timeout=120)
     at.query_params.update(parameters)
     return at.run()
 
@@ -54,7 +55,7 @@ def restart_button(at):
     return next(button for button in at.button if button.label == "Restart with these")
 
 
-def wait_until(condition, seconds=60.0):
+def wait_until(condition, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -400,7 +401,7 @@ def click_from_before(key, **address):
     """A new session that is told at its very beginning of a click on a button which another has drawn."""
     clicked = WidgetStates()
     clicked.widgets.add(id=open_page().button(key=key).proto.id, trigger_value=True)
-    at = AppTest.from_file(APP, default_timeout=60)
+    at = AppTest.from_file(APP, default_timeout=120)
     at.query_params.update(address)
     return at._run(clicked)
 
@@ -479,8 +480,9 @@ def test_killed_workers_are_no_trouble_to_a_page():
     at.run()
     assert not at.error
     assert run.state().playing
-    wait_until(lambda: run.state().step > step + 5)
-    assert "ended unexpectedly at step" in run.state().notice
+    heard = set()  # it is said for a while
+    wait_until(lambda: heard.add(run.state().notice) or run.state().step > step + 5)
+    assert any("ended unexpectedly at step" in said for said in heard)
     at.run()
     assert run_of(at) is run
 
@@ -550,11 +552,12 @@ def test_the_process_that_serves_pages_never_imports_torch():
 import sys
 from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.testing.v1 import AppTest
-at = AppTest.from_file({APP!r}, default_timeout=60).run()
+at = AppTest.from_file({APP!r}, default_timeout=120).run()
 assert not at.exception
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    env = os.environ | {"MOEVIZ_WORKERS": "1"}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, timeout=120)
 
 
 def test_a_browser_that_is_late_brings_no_preset_back(monkeypatch):
