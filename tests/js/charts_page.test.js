@@ -74,7 +74,7 @@ test("a run that is gone says why, and the page's script is told", () => {
   assert.match(page.messages().notice, /released because nobody was watching/);
 });
 
-test("knobs are written to the run with what is known of it; nothing where that does not reach the server", async () => {
+test("knobs are written to the run with what is known of it; nothing comes back where that is lost", async () => {
   globalThis.location = { href: "http://here/" };
   const asked = [];
   globalThis.fetch = async (address, given) => (asked.push([String(address), given]), { status: 409 });

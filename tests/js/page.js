@@ -3,7 +3,7 @@
 
 import { mock } from "node:test";
 
-const everywhere = new EventTarget(); // the window's listeners
+let everywhere = new EventTarget(); // the window's listeners
 
 class FakeElement extends EventTarget {
   constructor(tag) {
@@ -171,8 +171,8 @@ Object.assign(globalThis, {
     createElement: (tag) => new FakeElement(tag),
     querySelector: (selectors) => page.querySelector(selectors),
   }),
-  addEventListener: everywhere.addEventListener.bind(everywhere),
-  removeEventListener: everywhere.removeEventListener.bind(everywhere),
+  addEventListener: (...given) => everywhere.addEventListener(...given),
+  removeEventListener: (...given) => everywhere.removeEventListener(...given),
   requestAnimationFrame: (callback) => frames.push(callback),
 });
 
@@ -201,6 +201,12 @@ export const press = (node, key, details) => fire(node, "keydown", { key, ...det
 // The next frame of the screen, at a moment in ms.
 export function frame(now) {
   for (const callback of frames.splice(0)) callback(now);
+}
+
+// As if the page had gone: nobody listens to the window or waits for a frame any more.
+export function leave() {
+  everywhere = new EventTarget();
+  frames.length = 0;
 }
 
 // Timers and `performance.now()` that go on when a test says so: `await pass(ms)`.
