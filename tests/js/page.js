@@ -3,13 +3,15 @@
 
 import { mock } from "node:test";
 
+export const SIZE = [400, 200]; // of every element, in px
+
 let everywhere = new EventTarget(); // the window's listeners
 
 class FakeElement extends EventTarget {
   constructor(tag) {
     super();
     Object.assign(this, { tag, children: [], parent: null, attributes: {}, style: {}, hidden: false, disabled: false });
-    this.title = "";
+    Object.assign(this, { title: "", clientWidth: SIZE[0], clientHeight: SIZE[1] });
     this.classList = { toggle: (name, on) => this.#toggle(name, on), contains: (name) => this.#classes.includes(name) };
     this.dataset = new Proxy({}, {
       get: (_, name) => this.attributes[dashed(name)],
@@ -163,9 +165,16 @@ for (const name of PAINTING) {
 
 const frames = [];
 
+class Watching {
+  observe() {}
+  disconnect() {}
+}
+
 Object.assign(globalThis, {
   window: globalThis,
   CanvasRenderingContext2D: FakeCanvas,
+  ResizeObserver: Watching,
+  IntersectionObserver: Watching,
   document: Object.assign(new EventTarget(), {
     hidden: false,
     createElement: (tag) => new FakeElement(tag),
