@@ -82,6 +82,7 @@ def to_step(run: Run, step: int) -> None:
 # --- joining --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("since", [0, 1, 25, 60, 80])
 def test_a_twin_that_joins_late_is_the_run_it_is_alone(real: Host, since: int) -> None:
     """From the start, from a step that was saved or not, from now; it catches up, and all go on together."""
@@ -97,6 +98,7 @@ def test_a_twin_that_joins_late_is_the_run_it_is_alone(real: Host, since: int) -
     assert_same(rows_of_twin(run, number), alone(SMALL, [SIGN] * since + [faster] * (110 - since)))
 
 
+@pytest.mark.exact
 def test_a_branch_with_unchanged_knobs_is_the_original(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     run_to(run, 70)
@@ -109,6 +111,7 @@ def test_a_branch_with_unchanged_knobs_is_the_original(real: Host) -> None:
     assert (twin.parted, twin.differences, twin.since) == (None, [], 33)
 
 
+@pytest.mark.exact
 def test_a_twin_follows_the_base_in_everything_but_its_change(real: Host) -> None:
     """The base was switched on after step 40 and faster after 60: so is who parts before, with its own loss."""
     run = real.create(SMALL, Knobs())
@@ -133,6 +136,7 @@ def test_a_twin_follows_the_base_in_everything_but_its_change(real: Host) -> Non
     assert [step for step, _ in marks[1:]] == [41, 61, 76]
 
 
+@pytest.mark.exact
 def test_a_branch_of_a_branch_shares_both_pasts(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     run_to(run, 50)
@@ -152,6 +156,7 @@ def test_a_branch_of_a_branch_shares_both_pasts(real: Host) -> None:
     ]
 
 
+@pytest.mark.exact
 def test_a_twin_may_join_while_the_run_trains(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     run.play()
@@ -165,6 +170,7 @@ def test_a_twin_may_join_while_the_run_trains(real: Host) -> None:
     assert_same(rows_of_twin(run, number), alone(SMALL, [replace(SIGN, u=0.1)] * last))
 
 
+@pytest.mark.exact
 def test_what_is_left_goes_on_when_a_twin_leaves(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     one, two = run.add_twin({"u": 0.1}), run.add_twin({"alpha": 1.0})
@@ -184,6 +190,7 @@ def test_what_is_left_goes_on_when_a_twin_leaves(real: Host) -> None:
     assert_same(rows_of(run), alone(SMALL, [SIGN] * 60))
 
 
+@pytest.mark.exact
 def test_a_twins_change_can_be_changed(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     number = run.add_twin({"u": 0.1})
@@ -197,6 +204,7 @@ def test_a_twins_change_can_be_changed(real: Host) -> None:
     assert run.version == 0, "the base was not touched"
 
 
+@pytest.mark.exact
 def test_a_reset_begins_all_twins_together(real: Host) -> None:
     run = real.create(SMALL, SIGN)
     run_to(run, 30)
@@ -267,6 +275,7 @@ def test_twins_outlast_their_server(tmp_path: Path) -> None:
         assert same_steps(rows_of_twin(again, more), own, but="routed_differently")
 
 
+@pytest.mark.exact
 def test_a_number_is_not_given_again_after_the_run_was_put_aside(real: Host) -> None:
     """Its worker files past states by number: a twin of the same one would go on from another's."""
     run = real.create(SMALL, SIGN)

@@ -132,6 +132,7 @@ def test_trained_again_from_its_receipt_alone_a_run_comes_out_the_same(recipe):
     assert (mine.versions, mine.machine) == (machine.versions(), machine.kind("cpu"))
 
 
+@pytest.mark.exact
 def test_a_twin_in_a_stack_has_the_receipt_of_the_run_alone():
     knobs = [SIGN, replace(SIGN, u=0.1)]
     twins, history = Twins(SMALL, knobs), History(1, 8, 64)

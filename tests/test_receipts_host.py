@@ -290,6 +290,7 @@ def test_a_text_of_ones_own_is_told_by_its_hash(real):
 # --- twins ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 def test_a_twin_has_the_receipt_of_the_run_alone_and_a_branch_its_parents_past(real):
     run = real.create(SMALL, SIGN)
     first = run.add_twin({"u": 0.1})

@@ -319,6 +319,7 @@ def _alone(recipe: Recipe, schedule: tuple[Knobs, ...]) -> np.ndarray:
     return history.since(-1)[1]
 
 
+@pytest.mark.exact
 def test_the_real_engine_goes_on_to_the_bit() -> None:
     """From a file, of a run alone and of twins, and without one: then steps are made again under their settings."""
     recipe = Recipe(seed=5, num_experts=8, d_model=16, d_expert=16, tokens_per_step=128)

@@ -232,6 +232,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("field", FAMILIES)
 def test_a_cell_is_to_the_bit_the_same_run_alone(field, tmp_path):
     """Compared with what `python -m moeviz run` writes and prints, past an evaluation and a probe."""
