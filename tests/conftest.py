@@ -62,3 +62,33 @@ def _close_the_runs(_end_the_workers):
     if host := _host_of_pages():
         for run in list(host._runs.values()):
             run.close()
+
+
+@pytest.fixture(scope="session")
+def alone():
+    """The address of a page that shows nothing but charts."""
+    from tests.charts_alone import serving_pages  # here, since it brings torch, which most tests do without
+
+    with serving_pages() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def tab(browser, alone, request):
+    """A watched page for all tests of a module that look at charts alone."""
+    from tests.browsing import watched_pages
+    from tests.charts_alone import Tab
+
+    with watched_pages(browser, request.module.__name__) as open_page:
+        tab = Tab(open_page(alone), alone)
+        tab.watch = open_page
+        yield tab
+
+
+@pytest.fixture
+def show(tab, request):
+    """Shows the charts of a run alone, or of its twins."""
+    from tests.browsing import PAGES
+
+    request.node.stash[PAGES] = tab.watch
+    return tab.show

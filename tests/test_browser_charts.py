@@ -6,43 +6,31 @@ import base64
 import re
 import struct
 import xml.etree.ElementTree as ET
-from itertools import chain, pairwise
-from pathlib import Path
+from dataclasses import asdict, replace
+from itertools import pairwise
 
-import numpy as np
 import pytest
 from playwright.sync_api import expect
 
 from moeviz.live import assets
-from tests import browsing
+from moeviz.presets import PRESETS
 from tests.browsing import (
-    READY,
-    button,
-    choose,
     drag,
     drawn,
     feed,
     fixed,
     look,
-    pause,
-    run,
-    serving,
+    run_to,
     settle,
-    to_formulas_and_back,
     until,
     watched_pages,
 )
+from tests.charts_alone import Tab, catch_up, mount, new_run, train_to
 
 pytestmark = pytest.mark.browser
 CHARTS = ["load", "history", "bias", "max_vio", "loss", "dropped"]
 LINE = (11, 92, 173)  # theme.js, light
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def train(page, past):
-    """Train until after a step, and let the page come to rest."""
-    browsing.train(page, past)
-    settle(page)
 
 
 def slider(page):
@@ -53,7 +41,7 @@ def live_button(page):
     return page.get_by_role("button", name="Live", exact=True)
 
 
-def show(page, step):
+def move_to(page, step):
     """Drag the slider to a step; returns the entry of the store."""
     slider(page).fill(str(step))
     until(page, f"m.view.at === {step}")
@@ -105,23 +93,22 @@ def colours(page, chart, wanted, left_of=None, right_of=None):
     )
 
 
-def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):
-    page = new_page("?token_dropping=expert", color_scheme="light")
-    run(page, 120)
+def test_the_past_is_shown_by_every_panel_while_training_goes_on(show):
+    run = new_run(step=120, token_dropping="expert")
+    run.playing = True
+    page = show(run)
     expect(live_button(page)).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_role("button", name="E8 holds")).to_be_visible()
 
-    index = show(page, 60)
+    index = move_to(page, 60)
     then = entry(page, index)
     assert then["step"] == [60]
-    step = look(page, "step")
-    until(page, f"m.step > {step} + 20 && m.playing")
+    train_to(page, run, 140)
     assert look(page, "view.at") == 60, "what comes meanwhile changes nothing"
     assert look(page, "bars") == then["kept_load"]
     expect(page.get_by_role("heading", name="Expert load at step 60")).to_be_visible()
 
-    assert tile(page, "step")[0] == "60"
-    assert re.fullmatch(r"of \d+", tile(page, "step")[1])
+    assert tile(page, "step") == ("60", "of 140")
     held_out = page.evaluate(
         "[...window.__moeviz.store.eval_loss.subarray(0, 61)].filter(Number.isFinite).at(-1).toFixed(3)"
     )
@@ -131,88 +118,97 @@ def test_the_past_is_shown_by_every_panel_while_training_goes_on(new_page):
     assert tile(page, "dropped")[0] == f"{fixed(100 * then['dropped_fraction'][0], 0)} %"
     assert float(tile(page, "steps/s")[0]) == pytest.approx(then["steps_per_second"][0], rel=0.06)
 
-    for chart in ("history", "bias", "max_vio", "loss", "dropped"):
+    for chart in CHARTS[1:]:
         expect(page.locator(f"[data-chart={chart}] .readout")).to_contain_text("step 60")
     assert colours(page, "max_vio", LINE, left_of=60) > 20
     assert colours(page, "max_vio", LINE, right_of=60) == 0, "what comes after is faint"
     expect(page.get_by_role("button", name="E8 holds")).to_be_hidden()
     expect(page.get_by_text("Checked on the newest step only")).to_be_visible()
-    expect(page.get_by_role("button", name="Branch from here")).to_be_visible()
 
+    branch = page.get_by_role("button", name="Branch from here")
+    branch.click()
+    assert page.evaluate("window.told") == [["branch", {"step": 60, "twin": 0}]]
     live_button(page).click()
     until(page, "m.view.at === null")
+    expect(branch).to_be_hidden()
     expect(page.get_by_role("button", name="E8 holds")).to_be_visible()
     expect(page.get_by_role("heading", name="Expert load now")).to_be_visible()
-    pause(page)
-    settle(page)
+    drawn(page)
     assert look(page, "bars") == entry(page, look(page, "store.count") - 1)["kept_load"]
     assert colours(page, "max_vio", LINE, right_of=60) > 20
 
 
-def test_settings_are_shown_as_they_were(new_page):
-    page = new_page()
-    train(page, 20)
-    choose(page, "Expert groups", "4")
-    until(page, "m.store.knobs.num_groups === 4")
-    button(page, "Step").click()
-    until(page, "m.marks.length === 1")
-    settle(page)
+def test_settings_are_shown_as_they_were(show):
+    run = new_run(step=20)
+    page = show(run)
+    run.set_knobs(replace(run.knobs, num_groups=4, groups_kept=2))
+    train_to(page, run, 21)
+    assert [mark["step"] for mark in look(page, "marks")] == [21]
     assert tile(page, "groups / token")[1] == "of 4, at most 2"
-    show(page, 10)
+    move_to(page, 10)
     assert tile(page, "groups / token") == ("1", "no groups")
 
 
-def test_the_time_bar_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):
+def test_time_bar_and_menu_work_by_keyboard_and_keep_their_keys_to_themselves(new_page):
+    """On the real page, whose own keys run, step and reset the training."""
     page = new_page()
-    train(page, 30)
-    last = look(page, "step")
+    run_to(page, 30)
+    settle(page)
     slider(page).focus()
-    page.keyboard.press("ArrowLeft")
-    until(page, f"m.view.at === {last} - 1")
-    expect(slider(page)).to_have_attribute("aria-valuetext", f"step {last - 1} of {last}")
-    page.keyboard.press("ArrowDown")
-    until(page, f"m.view.at === {last} - 2")
-    page.keyboard.press("Home")
-    until(page, "m.view.at === 0")
-    page.keyboard.press("ArrowRight")
-    until(page, "m.view.at === 1")
+    for key, at in (("ArrowLeft", 29), ("ArrowDown", 28), ("Home", 0), ("ArrowRight", 1)):
+        page.keyboard.press(key)
+        until(page, f"m.view.at === {at}")
+    expect(slider(page)).to_have_attribute("aria-valuetext", "step 1 of 30")
     page.keyboard.press("Space")
     page.keyboard.press("End")
     until(page, "m.view.at === null")
+
+    page.get_by_role("button", name="Charts").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_visible()
+    for key, condition in (
+        ("ArrowRight", "m.view.smoothing === 0.95"),
+        ("Space", "m.view.smoothing === null"),
+        ("Space", "m.view.logValues"),
+    ):
+        page.keyboard.press("Tab")
+        page.keyboard.press(key)
+        until(page, condition)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_hidden()
     settle(page)
-    assert (look(page, "step"), look(page, "playing"), look(page, "epoch")) == (last, False, 1), "no key got through"
+    assert (look(page, "step"), look(page, "playing"), look(page, "epoch")) == (30, False, 1), "no key got through"
 
     page.get_by_role("button", name="One step back").click()
-    until(page, f"m.view.at === {last} - 1")
+    until(page, "m.view.at === 29")
     page.get_by_role("button", name="One step forward").click()
     until(page, "m.view.at === null")
     expect(page.get_by_role("button", name="One step forward")).to_be_disabled()
     page.wait_for_function("document.activeElement === document.body || !document.activeElement.closest('.time-bar')")
     page.keyboard.press("ArrowRight")
-    until(page, f"m.step === {last} + 1")
+    until(page, "m.step === 31")
 
 
-def test_a_reset_is_shown_live_and_keeps_how_charts_are_drawn(new_page):
-    page = new_page()
-    train(page, 30)
-    show(page, 10)
+def test_a_reset_is_shown_live_and_keeps_how_charts_are_drawn(show):
+    run = new_run(step=30)
+    page = show(run)
+    move_to(page, 10)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log values").check())
-    button(page, "Reset").click()
-    until(page, "m.step === 0 && m.epoch === 2 && m.view.at === null")
-    assert look(page, "view.logValues") is True
-    page.mouse.move(640, 500)  # away from what explains the button, and lies over the link
-    to_formulas_and_back(page)
-    until(page, "m.store.count > 0 && m.view.logValues && m.complete")
+    run.reset()
+    catch_up(page, run)
+    assert (look(page, "step"), look(page, "view.at"), look(page, "view.logValues")) == (0, None, True)
+    page.evaluate("leave()")
+    expect(page.locator(".moeviz")).to_have_count(0)
+    mount(page, run)
+    assert look(page, "view.logValues")
 
 
-def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(new_page):
-    page = new_page()
-    until(page, "m.status === 'ready'")
+def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(show):
+    page = show(new_run())
     feed(page, 1, 3000)
-    until(page, "!m.recorded")
     assert page.evaluate("window.__moeviz.store.step[window.__moeviz.view.index(window.__moeviz.store)]") == 2999
     page.evaluate("window.__moeviz.view.set({ at: 1001 })")
-    assert "step 1001" in page.locator(".time-bar .moment").inner_text()
+    expect(page.locator(".time-bar .moment")).to_have_text("step 1001 of 2999")
     feed(page, 3000, 9000)
     page.evaluate("window.__moeviz.view.changed()")
     kept = page.evaluate("[...window.__moeviz.store.step.subarray(0, window.__moeviz.store.count)]")
@@ -226,26 +222,47 @@ def test_the_moment_survives_thinning_and_arrows_reach_every_kept_step(new_page)
         until(page, f"m.view.at === {kept[place + by]}")
 
 
-def test_a_window_of_the_last_steps_turns_to_the_moment(new_page):
-    page = new_page()
-    until(page, "m.status === 'ready'")
+def test_a_window_of_the_last_steps_turns_to_the_moment(show):
+    page = show(new_run())
     feed(page, 1, 1500)
     page.get_by_role("button", name="last 200").click()
-    show(page, 321)
+    move_to(page, 321)
     low, high = page.evaluate("window.__moeviz.view.range(window.__moeviz.store)")
     assert low <= 321 <= high
     assert high - low == 200
     expect(page.locator("[data-chart=loss] .readout")).to_contain_text("step 321")
 
 
-def test_hovering_one_chart_marks_its_step_on_all(new_page):
-    page = new_page()
-    train(page, 60)
+def step_titles(page):
+    return page.evaluate(
+        "[...document.querySelectorAll('.moeviz .xtitle')].map(t => t.textContent).filter(t => t.startsWith('step'))"
+    )
+
+
+def test_charts_say_when_steps_are_missing_and_only_then(show):
+    page = show(new_run())
+    feed(page, 1, 6000)
+    page.get_by_role("button", name="last 1000").click()
+    until(page, "m.view.window === '1000'")
+    drawn(page)
+    assert set(step_titles(page)) == {"step"}
+    page.get_by_role("button", name="all steps").click()
+    page.wait_for_function("document.querySelector('.moeviz').textContent.includes('older ones thinned')")
+    assert set(step_titles(page)) == {"step (older ones thinned, extremes kept)"}
+    for title in page.locator(".moeviz .xtitle").all():
+        card = title.locator("xpath=ancestor::article").bounding_box()
+        box = title.bounding_box()
+        assert card["x"] <= box["x"], "it fits"
+        assert box["x"] + box["width"] <= card["x"] + card["width"], "it fits"
+
+
+def test_hovering_one_chart_marks_its_step_on_all(show):
+    page = show(new_run(step=60))
     box = page.locator("[data-chart=loss] .js-plotly-plot").bounding_box()
     page.mouse.move(box["x"] + 120, box["y"] + 70)
     until(page, "m.view.hover !== null")
     step = look(page, "view.hover.step")
-    for chart in ("history", "bias", "max_vio", "loss", "dropped"):
+    for chart in CHARTS[1:]:
         expect(page.locator(f"[data-chart={chart}] .cursor")).to_be_visible()
         expect(page.locator(f"[data-chart={chart}] .readout")).to_contain_text(f"step {step}\n")
         place = page.evaluate(
@@ -266,96 +283,22 @@ def with_menu(page, act):
     drawn(page)
 
 
-def mean_by_hand(values, gaps, weight):
-    """The oracle: every value as often as its gap says, the newest weighing 1, each one before it `weight` as much."""
-    steps = [value for value, gap in zip(values, gaps, strict=True) for _ in range(gap)]
-    weights = [weight ** (len(steps) - 1 - k) for k in range(len(steps))]
-    return sum(w * value for w, value in zip(weights, steps, strict=True)) / sum(weights)
-
-
-def test_smoothing_is_the_debiased_mean_also_where_steps_are_missing(new_page):
-    page = new_page()
-    values, gaps = [4.0, 1.0, 3.0, 2.5, 9.0, 2.0], [1, 1, 3, 1, 10, 2]
-    steps = [sum(gaps[: k + 1]) - 1 for k in range(len(gaps))]
-    for weight in (0.0, 0.6, 0.99):
-        seen = page.evaluate(
-            """async ([address, values, steps, weight]) => {
-                const { smoothed } = await import(address)
-                return [...smoothed({ step: steps }, values.length - 1, weight, (i) => values[i])]
-            }""",
-            [f"/moeviz/live/smoothing.js?v={assets.VERSION}", values, steps, weight],
-        )
-        by_hand = [mean_by_hand(values[: k + 1], gaps[: k + 1], weight) for k in range(len(values))]
-        assert seen == pytest.approx(by_hand, rel=1e-6), weight
-
-
-STROKES = """async ([address, points, width]) => {
-    const { line } = await import(address)
-    const ctx = document.createElement("canvas").getContext("2d")
-    const strokes = []
-    ctx.beginPath = () => strokes.push([])
-    ctx.moveTo = (x, y) => strokes.at(-1).push([[x, y]])
-    ctx.lineTo = (x, y) => strokes.at(-1).at(-1).push([x, y])
-    const [store, x, y] = [{ step: points.map(([x]) => x) }, (x) => x, (y) => y ?? NaN]
-    line({ ctx, store, first: 0, last: points.length - 1, x, y }, (i) => points[i][1], { color: "red", width })
-    return strokes
-}"""
-
-
-def far(points, drawn):
-    """How far the farthest of these points is from a line through the drawn ones."""
-    starts, ends = (np.array(drawn)[part, None] for part in (slice(None, -1), slice(1, None)))
-    way, along = ends - starts, np.array(points) - starts
-    share = np.clip((along * way).sum(-1) / np.maximum((way**2).sum(-1), 1e-12), 0, 1)
-    return np.hypot(*np.moveaxis(along - share[..., None] * way, -1, 0)).min(0).max()
-
-
-@pytest.mark.parametrize("width", [1, 2])
-def test_a_line_with_fewer_points_looks_the_same(new_page, width):
-    rng = np.random.default_rng(0)
-    places = np.arange(1200) / 3  # three to a pixel
-    shapes = {
-        "noise": rng.normal(60, 20, 1200),
-        "steps of the sign rule": rng.choice([-1.0, 1.0], 1200).cumsum(),
-        "ripple": np.where(np.arange(1200) % 2, 0.1, -0.1),
-        "ramp": np.arange(1200) * 0.7,
-        "upward bend": np.arange(1200) ** 2 / 5000,
-        "downward bend": -(np.arange(1200) ** 2) / 5000,
-        "spike": np.where(np.arange(1200) == 700, 90.0, 5.0),
-    }
-    page = new_page()
-    counts = {}
-    for name, heights in shapes.items():
-        points = np.stack([places, heights], 1).tolist()
-        points[400][1] = None
-        strokes = page.evaluate(STROKES, [f"/moeviz/live/brush.js?v={assets.VERSION}", points, width])
-        parts = [part for stroke in strokes for part in stroke]
-        for one, other in pairwise(parts):
-            gap = np.allclose(one[-1], points[399], atol=0.5) and other[0] == points[401]
-            assert gap or one[-2:] == other[:2], name
-        before, after = ([part for part in parts if (part[0][0] < places[400]) == early] for early in (True, False))
-        for these, told in ((before, points[:400]), (after, points[401:])):
-            assert far(told, list(chain(*these))) < 0.55, name
-            assert these[0][0] == told[0], name
-            assert np.allclose(these[-1][-1], told[-1], atol=0.5), name
-        assert max(sum(map(len, stroke)) for stroke in strokes) <= (3000 if width == 1 else 35), name
-        counts[name] = sum(map(len, parts))
-    assert counts["ripple"] <= 20
-    assert counts["ramp"] <= 20
-    assert counts["spike"] <= 20
+def mean_by_hand(values, weight):
+    """The oracle: the newest value weighs 1, each one before it `weight` as much."""
+    weights = [weight ** (len(values) - 1 - k) for k in range(len(values))]
+    return sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
 
 
 def readout(page, chart):
     return page.locator(f"[data-chart={chart}] .readout").inner_text()
 
 
-def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):
-    page = new_page("?token_dropping=expert", color_scheme="light")
-    train(page, 100)
+def test_one_slider_smooths_three_charts_and_the_keys_say_so(show):
+    page = show(new_run(step=100, token_dropping="expert"))
     key = page.locator("[data-chart=max_vio] .key")
     assert key.inner_text().split("\n")[0].strip().startswith("this run"), "raw unless somebody asks"
     assert "smoothed 0.94" in page.locator("[data-chart=loss] .key").inner_text()
-    index = show(page, 80)
+    index = move_to(page, 80)
     usual = readout(page, "loss")
     with_menu(page, lambda: page.get_by_role("slider", name="Smoothing").fill("0.6"))
     until(page, "m.view.smoothing === 0.6")
@@ -365,7 +308,7 @@ def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):
     columns = {"max_vio": "max_vio", "loss": "task_loss"}
     for chart, column in columns.items():
         values = page.evaluate(f"[...window.__moeviz.store.{column}.subarray(0, {index} + 1)]")
-        by_hand = mean_by_hand(values, [1] * len(values), 0.6)
+        by_hand = mean_by_hand(values, 0.6)
         said = re.search(r"smoothed 0.60: ([\d.]+)", readout(page, chart))
         assert float(said.group(1)) == pytest.approx(by_hand, rel=6e-3), chart
     with_menu(page, lambda: page.get_by_role("slider", name="Smoothing").fill("0"))
@@ -374,28 +317,6 @@ def test_one_slider_smooths_three_charts_and_the_keys_say_so(new_page):
     with_menu(page, lambda: page.get_by_role("button", name="Usual").click())
     until(page, "m.view.smoothing === null")
     assert readout(page, "loss") == usual
-
-
-def test_the_menu_works_by_keyboard_and_keeps_its_keys_to_itself(new_page):
-    page = new_page()
-    train(page, 20)
-    last = look(page, "step")
-    page.get_by_role("button", name="Charts").focus()
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_visible()
-    page.keyboard.press("Tab")
-    page.keyboard.press("ArrowRight")
-    until(page, "m.view.smoothing === 0.95")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-    until(page, "m.view.smoothing === null")
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-    until(page, "m.view.logValues")
-    page.keyboard.press("Escape")
-    expect(page.get_by_role("dialog", name="How charts are drawn")).to_be_hidden()
-    settle(page)
-    assert (look(page, "step"), look(page, "playing")) == (last, False)
 
 
 def axes(page, chart):
@@ -421,9 +342,8 @@ def line_at(page, chart, step, value):
     )
 
 
-def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):
-    page = new_page("?preset=loss_free", color_scheme="light")
-    train(page, 150)
+def test_log_axes_are_plotlys_and_the_lines_lie_on_them(show):
+    page = show(new_run(step=150, **asdict(PRESETS["loss_free"].knobs)))
     values = page.evaluate("[...window.__moeviz.store.max_vio.subarray(0, window.__moeviz.store.count)]")
     steps = (1, 2, 5, 30, 100, 150)
     assert all(line_at(page, "max_vio", step, values[step]) for step in steps)
@@ -433,13 +353,13 @@ def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):
 
     switch("Log values")
     until(page, "m.view.logValues")
-    settle(page)
+    drawn(page)
     assert [axes(page, chart)[1] for chart in CHARTS[1:]] == ["linear", "linear", "log", "log", "log"]
     assert all(line_at(page, "max_vio", step, values[step]) for step in steps)
     assert "log, no 0" in page.locator("[data-chart=max_vio] .unit").inner_text()
     switch("Log steps")
     until(page, "m.view.logSteps")
-    settle(page)
+    drawn(page)
     assert {axes(page, chart)[0] for chart in CHARTS[1:]} == {"log"}
     assert all(line_at(page, "max_vio", step, values[step]) for step in steps)
     for chart in CHARTS[1:]:
@@ -456,7 +376,7 @@ def test_log_axes_are_plotlys_and_the_lines_lie_on_them(new_page):
     switch("Log values")
     switch("Log steps")
     until(page, "!m.view.logValues && !m.view.logSteps")
-    settle(page)
+    drawn(page)
     assert {axis for chart in CHARTS[1:] for axis in axes(page, chart)} == {"linear"}
     assert all(line_at(page, "max_vio", step, values[step]) for step in steps)
 
@@ -482,66 +402,62 @@ def heat_is_where_its_step_is(page):
     )
 
 
-def test_zeros_on_a_log_axis_are_said_and_harm_nothing(new_page):
-    page = new_page("?num_experts=4&token_dropping=expert&capacity_factor=4")
-    train(page, 30)
+def test_zeros_on_a_log_axis_are_said_and_harm_nothing(show):
+    run = new_run(step=30, recipe={"num_experts": 4}, token_dropping="expert", capacity_factor=4.0)
+    page = show(run)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log values").check())
     expect(page.get_by_text("Nothing is dropped: 0 has no place on a log axis.")).to_be_visible()
     with_menu(page, lambda: page.get_by_role("checkbox", name="Log steps").check())
-    button(page, "Reset").click()
-    until(page, "m.step === 0 && m.epoch === 2")
-    button(page, "Step").click()
-    until(page, "m.step === 1")
-    assert look(page, "lastError") == ""
+    run.reset()
+    catch_up(page, run)
+    train_to(page, run, 1)
+    expect(page.locator(".moeviz .notice")).to_be_hidden()
 
 
-def test_drawing_pauses_while_data_come_and_catches_up(new_page):
-    page = new_page()
-    run(page, 40)
+def test_drawing_pauses_while_data_come_and_catches_up(show):
+    run = new_run(step=40)
+    run.playing = True
+    page = show(run)
     with_menu(page, lambda: page.get_by_role("checkbox", name="Pause drawing").check())
-    until(page, "m.view.until !== null")
-    held = look(page, "view.until")
-    expect(page.get_by_text(f"Drawing paused at step {held}")).to_be_visible()
-    times, bars, count = look(page, "drawn"), look(page, "bars"), look(page, "store.count")
-    until(page, f"m.step > {held} + 60 && m.playing")
+    expect(page.get_by_text("Drawing paused at step 40")).to_be_visible()
+    times, bars = look(page, "drawn"), look(page, "bars")
+    train_to(page, run, 100)
     assert (look(page, "drawn"), look(page, "bars")) == (times, bars), "nothing was drawn"
-    assert look(page, "store.count") > count, "data came"
-    assert tile(page, "step")[0] == str(held)
+    assert look(page, "store.lastStep") == 100, "data came"
+    assert tile(page, "step")[0] == "40"
     page.get_by_role("combobox", name="Expert", exact=True).select_option("3")
     until(page, f"m.drawn > {times}")
     assert look(page, "bars") == bars, "looking elsewhere shows nothing newer"
     page.get_by_role("button", name="Draw again").click()
-    until(page, f"m.view.until === null && m.step > {held} + 60")
-    page.wait_for_function(f"Number(document.querySelector('.moeviz .tile .value').innerText) > {held} + 60")
+    until(page, "m.view.until === null")
+    drawn(page)
+    assert tile(page, "step")[0] == "100"
     expect(page.get_by_text("Drawing paused")).to_be_hidden()
     assert look(page, "bars") != bars
 
 
 @pytest.fixture(scope="module")
-def saved(browser, address, tmp_path_factory):
+def saved(browser, alone, tab, tmp_path_factory):
     """Every chart in both formats: (chart, format) -> path."""
     folder, paths = tmp_path_factory.mktemp("charts"), {}
+    run = new_run(step=60, token_dropping="expert", num_groups=4)
     with watched_pages(browser, "saved") as watch:
-        page = watch(address)
-        page.goto(address + "?token_dropping=expert&num_groups=4")
-        until(page, f"{READY} && m.complete")
-        train(page, 60)
-        show(page, 50)
-        page.get_by_role("button", name="Charts").click()
-        for chart in CHARTS:
-            page.get_by_role("combobox", name="Chart to save").select_option(chart)
-            for kind in ("png", "svg"):
+        # Two pages: what exceeds ten downloads of a page in a second Chromium drops without a word.
+        for kind, page in (("png", tab), ("svg", Tab(watch(alone), alone))):
+            page = page.show(run)
+            move_to(page, 50)
+            page.get_by_role("button", name="Charts").click()
+            for chart in CHARTS:
+                page.get_by_role("combobox", name="Chart to save").select_option(chart)
                 with page.expect_download() as download:
                     page.get_by_role("button", name=f"Save as {kind.upper()}").click()
                 paths[chart, kind] = folder / download.value.suggested_filename
                 download.value.save_as(paths[chart, kind])
-                page.wait_for_timeout(100)  # what exceeds ten downloads in a second Chromium drops without a word
     return paths
 
 
-def test_names_of_layers_lie_beside_each_other_where_their_lines_do_not(new_page, tmp_path):
-    page = new_page("?num_layers=4&d_model=16&d_expert=16")
-    train(page, 40)
+def test_names_of_layers_lie_beside_each_other_where_their_lines_do_not(show, tmp_path):
+    page = show(new_run(step=40, recipe={"num_layers": 4, "d_model": 16, "d_expert": 16}))
     page.get_by_role("button", name="Charts").click()
     page.get_by_role("combobox", name="Chart to save").select_option("max_vio")
     with page.expect_download() as download:
@@ -563,34 +479,35 @@ def test_every_chart_is_saved_under_a_name_that_says_what_it_is(saved):
         assert re.fullmatch(rf"moeviz-{chart}-step-50-[0-9a-f]{{6}}\.{kind}", path.name)
 
 
-@pytest.mark.parametrize("chart", CHARTS)
-def test_an_svg_has_lines_and_letters(saved, chart):
-    root = ET.parse(saved[chart, "svg"]).getroot()
-    assert root.tag == f"{SVG}svg"
-    data = root.find(f".//{SVG}g[@class='data']")
-    drawn = [shape for shape in data.iter(f"{SVG}path") if "fill" in shape.attrib]
-    assert len(drawn) > (3 if chart == "history" else 2)
-    assert not any("NaN" in shape.get("d") for shape in drawn)
-    pictures = list(data.iter(f"{SVG}image"))
-    assert len(pictures) == {"history": 1, "dropped": 1}.get(chart, 0), "the heatmap, and the tile of the hatching"
-    said = " ".join("".join(text.itertext()) for text in root.iter(f"{SVG}text"))
-    assert {"load": "expert", "history": "step"}.get(chart, "step") in said
-    titles = {"load": "Expert load at step 50", "max_vio": "MaxVio", "dropped": "Dropped pairs"}
-    assert titles.get(chart, "") in said
-    assert "step 50" in root.find(f"{SVG}title").text
+def test_an_svg_has_lines_and_letters(saved):
+    for chart in CHARTS:
+        root = ET.parse(saved[chart, "svg"]).getroot()
+        assert root.tag == f"{SVG}svg"
+        data = root.find(f".//{SVG}g[@class='data']")
+        shapes = [shape for shape in data.iter(f"{SVG}path") if "fill" in shape.attrib]
+        assert len(shapes) > (3 if chart == "history" else 2), chart
+        assert not any("NaN" in shape.get("d") for shape in shapes), chart
+        pictures = list(data.iter(f"{SVG}image"))
+        assert len(pictures) == {"history": 1, "dropped": 1}.get(chart, 0), "the heatmap, and the tile of the hatching"
+        said = " ".join("".join(text.itertext()) for text in root.iter(f"{SVG}text"))
+        assert ("expert" if chart == "load" else "step") in said
+        titles = {"load": "Expert load at step 50", "max_vio": "MaxVio", "dropped": "Dropped pairs"}
+        assert titles.get(chart, "") in said
+        assert "step 50" in root.find(f"{SVG}title").text, chart
 
 
-@pytest.mark.parametrize("chart", CHARTS)
-def test_a_png_has_twice_the_pixels_of_the_chart(saved, chart):
-    data = Path(saved[chart, "png"]).read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    root = ET.parse(saved[chart, "svg"]).getroot()
-    assert struct.unpack(">II", data[16:24]) == (2 * int(root.get("width")), 2 * int(root.get("height")))
+def test_a_png_has_twice_the_pixels_of_the_chart(saved):
+    for chart in CHARTS:
+        data = saved[chart, "png"].read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        root = ET.parse(saved[chart, "svg"]).getroot()
+        size = 2 * int(root.get("width")), 2 * int(root.get("height"))
+        assert struct.unpack(">II", data[16:24]) == size, chart
 
 
-def test_lines_in_a_file_are_those_of_the_screen(new_page, saved):
+def test_lines_in_a_file_are_those_of_the_screen(tab, saved):
     """The SVG, painted by the browser, against the PNG, which is the canvas itself."""
-    page = new_page()
+    page = tab.page
     for chart in CHARTS:
         files = [base64.b64encode(saved[chart, kind].read_bytes()).decode() for kind in ("svg", "png")]
         share = page.evaluate(
@@ -618,8 +535,8 @@ def test_lines_in_a_file_are_those_of_the_screen(new_page, saved):
         assert share < 0.03, (chart, share)
 
 
-def test_a_picture_that_cannot_be_made_says_so(new_page):
-    page = new_page()
+def test_a_picture_that_cannot_be_made_says_so(show):
+    page = show(new_run())
     page.get_by_role("button", name="Charts").click()
     page.evaluate(
         """() => {
@@ -637,55 +554,17 @@ def test_a_picture_that_cannot_be_made_says_so(new_page):
     expect(page.get_by_text("Not saved")).to_have_count(0)
 
 
-BRANCHING = """
-import streamlit as st
-
-from moeviz.live.component import live_charts
-from moeviz.live.routes import routes
-from moeviz.ui import controls, hosting, session, transport
-
-
-def branched():
-    st.session_state["told"] = dict(st.session_state["charts"]["branch"])
-
-
-if __name__ == "__main__":
-    me, run = controls.sidebar("playground"), session.run()
-    transport.bar(run)
-    state = run.state()
-    known = {"playing": state.playing, "status": state.status, "version": run.version, "epoch": state.epoch}
-    live_charts(run.token, visit=me.visit, known=known, key="charts", on_branch=branched)
-    st.text(f"branch: {st.session_state.get('told')}")
-else:
-    app = st.App(__file__, routes=routes(hosting.host), lifespan=hosting.lifespan)
-"""
-
-
-def test_a_branch_is_asked_for_at_the_step_shown(watch, tmp_path):
-    script = tmp_path / "branching.py"
-    script.write_text(BRANCHING)
-    with serving(str(script)) as address:
-        page = watch(address, viewport={"width": 1280, "height": 900})
-        page.goto(address)
-        until(page, READY)
-        branch = page.get_by_role("button", name="Branch from here")
-        train(page, 40)
-        expect(branch).to_be_hidden()
-        expect(page.get_by_text("branch: None")).to_be_visible()
-        show(page, 25)
-        branch.click()
-        expect(page.get_by_text("branch: {'step': 25, 'twin': 0}")).to_be_visible()
-        page.context.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone_the_past_and_the_menu_fit(new_page, scheme):
-    page = new_page(color_scheme=scheme)
-    page.set_viewport_size({"width": 390, "height": 844})
-    train(page, 30)
-    show(page, 12)
-    page.get_by_role("button", name="Charts").click()
-    box = page.get_by_role("dialog", name="How charts are drawn").bounding_box()
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= 390
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+def test_on_a_phone_the_past_and_the_menu_fit(show):
+    run = new_run(step=30)
+    page = show(run, size=(390, 844))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        catch_up(page, run)
+        expect(page.locator(".moeviz")).to_have_attribute("data-theme", scheme)
+        move_to(page, 12)
+        page.get_by_role("button", name="Charts").click()
+        box = page.get_by_role("dialog", name="How charts are drawn").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.keyboard.press("Escape")
