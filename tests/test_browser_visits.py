@@ -51,6 +51,8 @@ def test_a_browser_finds_its_run_again_and_another_gets_only_the_settings(new_pa
     until(page, "m && m.drawn > 0")
     assert look(page, "token") != token
     expect(page.get_by_text("Your earlier run")).to_be_visible()
+    until(page, "m.status === 'ready' && m.agreed")  # else it is drawn anew, perhaps under the hand
+    expect(page.locator("[data-test-script-state=notRunning]")).to_be_visible()
     button(page, "Take it up again").click()
     until(page, f"m.token === '{token}' && m.step > 30")
     expect(page.get_by_role("combobox", name="Gating", exact=True)).to_have_value("softmax")
