@@ -187,6 +187,7 @@ def test_an_address_opens_its_settings_or_says_why_not(new_page, address):
     shown = look(page, "recorded"), look(page, "bars.length"), look(page, "step")
     assert shown == (False, 10, 0), "its own step 0, where there is no recorded start of its kind"
     expect(page.get_by_text("Recorded start")).to_be_hidden()
+    run(page, 5)
 
 
 def settings_in(search):

@@ -13,6 +13,7 @@ from tests.browsing import (
     RESTARTED,
     SECOND,
     button,
+    choose,
     free_port,
     look,
     pause,
@@ -122,12 +123,15 @@ def test_a_visit_outlasts_workers_that_start_late_or_die_and_the_server_itself(w
         begin_before_the_model_is_built(page, tmp_path)
         lose_the_workers(page, tmp_path)
         pause(page)
+        choose(page, "Balancing", "Loss-free bias")
+        until(page, "m.store.knobs.bias_rule === 'sign' && m.agreed")
         run_to(page, look(page, "step") + 20)
         token, epoch, step, loss = page.evaluate(NEWEST)
         watch.forgive(RESTARTED)
     with serving(port=port, env=late):
         until(page, f"m.epoch > {epoch} && m.status === 'ready' && m.store.count")
         assert page.evaluate(NEWEST) == [token, epoch + 1, step, loss]
+        assert look(page, "store.knobs.bias_rule") == "sign"
         run(page, step + 40)
         page.close()
 
