@@ -342,11 +342,11 @@ def test_states_of_the_past_go_with_their_beginning_and_their_run(host: Host) ->
     run_to(run, 30)
     first = host.vault.weights(run.token, 1)
     folder, name = first.parent, first.name.removesuffix(".1.weights")
-    assert list(folder.glob(f"{name}.1.*.past"))
+    wait_until(lambda: list(folder.glob(f"{name}.1.*.past")))  # it is saved when it rests
     run.reset()
     run_to(run, 5)
     run.keep()
-    assert not list(folder.glob(f"{name}.1.*.past")), "those of the last beginning go"
+    wait_until(lambda: not list(folder.glob(f"{name}.1.*.past")))  # those of the last beginning go
     run.close()
     assert list(folder.glob(f"{name}.*.past")) == []
 

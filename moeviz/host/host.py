@@ -46,6 +46,10 @@ class Found:
     idle_seconds: float  # since somebody last looked at it
 
 
+class ShutDown(RuntimeError):
+    """Nothing is started any more."""
+
+
 class Host:
     """The worker processes and the runs on them. Any thread may use it; one per server.
 
@@ -300,7 +304,7 @@ class Host:
 
     def _start(self) -> None:
         if self._closing.is_set():
-            raise RuntimeError("This host is shut down. Make a new one.")
+            raise ShutDown("This host is shut down. Make a new one.")
         if not self._keeper.is_alive():
             self._keeper.start()
             atexit.register(self.shutdown)
@@ -336,8 +340,11 @@ class Host:
             wait([*processes, self._woken], timeout=tick)
             if self._closing.is_set():
                 return
-            self._mind_the_dead()
-            self._mind_the_runs()
+            try:
+                self._mind_the_dead()
+                self._mind_the_runs()
+            except ShutDown:  # meanwhile
+                return
             if time.monotonic() - swept >= SWEEP_EVERY:
                 swept = time.monotonic()
                 self.vault.sweep(self.limits.keep_days * 86400, but=set(self._runs))
