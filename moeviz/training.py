@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from moeviz import balance, metrics, truth
+from moeviz.adamw import AdamW
 from moeviz.config import Knobs, Recipe, SettingsError, check
 from moeviz.model import Decision, ToyMoE
 from moeviz.probe import Probe
@@ -72,12 +73,17 @@ class _Run:
 
     index: int  # where it stands in stacked tensors
     knobs: Knobs
-    weights: list[nn.Parameter]  # views of the stacked weights, so that each run has its own optimizer state
+    optimizer: AdamW  # of views of the stacked weights
     bias: balance.BiasState
     ledger: metrics.Ledger
     good: _Good | None = None
     failed: bool = False
     truth: list[truth.Identity] | None = None
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """Views of the stacked weights."""
+        return self.optimizer.weights
 
 
 def available_devices() -> list[str]:
@@ -106,8 +112,6 @@ class Training:
         self._data = torch.Generator().manual_seed(_stream_seed(recipe.seed, DATA_STREAM))
         self._protect = torch.Generator().manual_seed(_stream_seed(recipe.seed, PROTECTED_STREAM))
         self.runs = [self._new_run(index, knobs) for index, knobs in enumerate(knobs_R)]
-        weights = [weight for run in self.runs for weight in run.weights]
-        self.optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.99), fused=True)
         self.wants_truth = False  # set it to have the identities checked, about every EVAL_EVERY steps
         self._unchecked = True  # nothing has been checked yet under these knobs
         self._clock = _Clock()
@@ -119,7 +123,7 @@ class Training:
         weights = [nn.Parameter(weight.detach()[index]) for weight in self._weights]
         shape = (self.recipe.num_layers, self.recipe.num_experts)
         bias = balance.start(*shape, knobs.bias_rule, self.device)
-        return _Run(index, knobs, weights, bias, metrics.Ledger(*shape))
+        return _Run(index, knobs, AdamW(weights), bias, metrics.Ledger(*shape))
 
     @property
     def bias_RLE(self) -> Tensor:
@@ -176,16 +180,9 @@ class Training:
             self._regroup()
 
     def _regroup(self) -> None:
-        """Which runs route alike, and which learn at one rate: the optimizer's kernel is called once for each rate."""
+        """Which runs route alike, and what each makes of its predictions further ahead."""
         knobs_R = [run.knobs for run in self.runs]
         self._groups = groups_of(knobs_R, self.device)
-        weights_at: dict[float, list[nn.Parameter]] = {}
-        for run in self.runs:
-            weights_at.setdefault(run.knobs.learning_rate, []).extend(run.weights)
-        options = {name: value for name, value in self.optimizer.param_groups[0].items() if name != "params"}
-        self.optimizer.param_groups = [
-            options | {"params": weights, "full_lr": rate} for rate, weights in weights_at.items()
-        ]
         self._mtp_weight_R = torch.tensor([knobs.mtp_weight for knobs in knobs_R], device=self.device)
 
     def _protected(self) -> Tensor | None:
@@ -299,31 +296,25 @@ class Training:
     def _descend(self, going: list[_Run]) -> None:
         """One step of the optimizer for these runs; the weights of the others stay as they are."""
         warm_up = min(1.0, (self.step_number + 1) / WARM_UP_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * warm_up
         for run in going:
             if run.failed or self.step_number % EVAL_EVERY == 0:
                 self._keep_good_state(run)
-        for weight in (weight for run in self.runs if run not in going for weight in run.weights):
-            weight.grad = None
-        if going:
-            self.optimizer.step()
+            run.optimizer.step(run.knobs.learning_rate * warm_up)
         for weight in (*self._weights, *(own for run in self.runs for own in run.weights)):
             weight.grad = None
 
     def _keep_good_state(self, run: _Run) -> None:
         """Remember weights, moments and bias from which loss and gradient are numbers."""
-        moments = [self.optimizer.state.get(weight, {}) for weight in run.weights]
-        copies = [{name: value.clone() for name, value in state.items()} for state in moments]
-        run.good = _Good([weight.detach().clone() for weight in run.weights], copies, run.bias)
+        moments = [{name: value.clone() for name, value in own.items()} for own in run.optimizer.moments]
+        run.good = _Good([weight.detach().clone() for weight in run.weights], moments, run.bias)
         run.failed = False
 
     @torch.no_grad()
     def _go_back(self, run: _Run) -> None:
         """To the last good state, at most `EVAL_EVERY` updates old. Neither the steps nor the data are counted back."""
-        for weight, good, moments in zip(run.weights, run.good.weights, run.good.moments, strict=True):
+        for weight, good in zip(run.weights, run.good.weights, strict=True):
             weight.copy_(good)
-            self.optimizer.state[weight] = {name: value.clone() for name, value in moments.items()}
+        run.optimizer.moments = [{name: value.clone() for name, value in own.items()} for own in run.good.moments]
         run.bias = run.good.bias
 
     def _truth_is_due(self) -> bool:
@@ -342,9 +333,9 @@ class Training:
 
     def _state(self, run: _Run) -> dict[str, Tensor]:
         numbers = {}
-        for name, weight in zip(self._names, run.weights, strict=True):
+        for name, weight, moments in zip(self._names, run.weights, run.optimizer.moments, strict=True):
             numbers[f"weight/{name}"] = weight.detach()
-            numbers |= {f"{moment}/{name}": value for moment, value in self.optimizer.state.get(weight, {}).items()}
+            numbers |= {f"{moment}/{name}": value for moment, value in moments.items()}
         numbers |= {"bias_LE": run.bias.bias_LE, "momentum_LE": run.bias.momentum_LE}
         numbers |= {"data": self._data.get_state(), "protect": self._protect.get_state()}
         numbers |= {"past_NLE": torch.from_numpy(run.ledger.past()), "step": torch.tensor(self.step_number)}
@@ -367,13 +358,10 @@ class Training:
 
     @torch.no_grad()
     def _restore(self, run: _Run, state: dict[str, Tensor]) -> None:
-        for name, weight in zip(self._names, run.weights, strict=True):
+        for name, weight, moments in zip(self._names, run.weights, run.optimizer.moments, strict=True):
             weight.copy_(_like(weight, state[f"weight/{name}"]))
-            if self.step_number > 0:
-                patterns = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                self.optimizer.state[weight] = {
-                    moment: _like(pattern, state[f"{moment}/{name}"]).clone() for moment, pattern in patterns.items()
-                }
+            for moment, own in moments.items():
+                own.copy_(_like(own, state[f"{moment}/{name}"]) if self.step_number else torch.zeros_like(own))
         bias_LE, momentum_LE = (_like(run.bias.bias_LE, state[name]).clone() for name in ("bias_LE", "momentum_LE"))
         run.bias = balance.BiasState(run.knobs.bias_rule, bias_LE, momentum_LE)
         run.ledger.begin_after(_like(torch.from_numpy(run.ledger.past()), state["past_NLE"]).numpy())

@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import subprocess
+import sys
 from dataclasses import astuple, fields, is_dataclass, replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moeviz import balance
+from moeviz.adamw import AdamW
 from moeviz.config import KNOB_FIELDS, Knobs, Recipe, SettingsError
 from moeviz.engine import EVAL_EVERY, WARM_UP_STEPS, Engine, TrainingDiverged, available_devices
 from moeviz.metrics import DEAD_WINDOW, GLOBAL_WINDOW, fair_router, specialisation
@@ -22,6 +27,7 @@ from moeviz.together import Group
 from tests import golden
 from tests.one_run import layer_of, model_of
 
+ROOT = Path(__file__).parents[1]
 TINY = Recipe(num_experts=8, d_model=8, d_expert=8, tokens_per_step=128, sequence_length=16, device="cpu")
 MTP = replace(TINY, task="text", num_layers=2, mtp_depth=2)
 SIGN = Knobs(bias_rule="sign", u=0.01)
@@ -362,10 +368,11 @@ def test_a_hash_router_sends_the_same_bytes_to_the_same_experts_whatever_is_lear
 
 
 def test_the_learning_rate_warms_up_over_the_first_steps_and_then_stays():
-    engine, rates = Engine(TINY, Knobs(learning_rate=0.01)), []
-    for _ in range(WARM_UP_STEPS + 3):
-        engine.step(Knobs(learning_rate=0.01))
-        rates.append(engine.optimizer.param_groups[0]["lr"])
+    engine = Engine(TINY, Knobs(learning_rate=0.01))
+    with mock.patch.object(AdamW, "step", autospec=True) as step:
+        for _ in range(WARM_UP_STEPS + 3):
+            engine.step(Knobs(learning_rate=0.01))
+    rates = [call.args[1] for call in step.call_args_list]
     assert rates == pytest.approx([0.01 * min(1, (n + 1) / 20) for n in range(23)])
 
 
@@ -555,7 +562,7 @@ def test_after_divergence_a_step_under_other_knobs_goes_on_from_the_last_good_st
     reference = Engine(recipe, sane)
     for _ in range(EVAL_EVERY):
         reference.step(sane)
-    good = weights(reference), reference.bias_LE.clone(), copy.deepcopy(reference.optimizer.state_dict())
+    good = weights(reference), reference.bias_LE.clone(), copy.deepcopy(reference.runs[0].optimizer.moments)
     engine.step(mad)
     for _ in range(2):
         with pytest.raises(TrainingDiverged, match="at step 30:"):
@@ -567,9 +574,8 @@ def test_after_divergence_a_step_under_other_knobs_goes_on_from_the_last_good_st
     for old, new in zip(good[0], weights(engine), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
     assert torch.equal(torch.tensor(shot.bias_LE), good[1])
-    moments = engine.optimizer.state_dict()["state"]
-    for number, old in good[2]["state"].items():  # one step further than they were kept
-        assert float(moments[number]["step"]) == float(old["step"]) + 1
+    for old, new in zip(good[2], engine.runs[0].optimizer.moments, strict=True):
+        assert float(new["step"]) == float(old["step"]) + 1, "one step further than they were kept"
     later = [engine.step(sane) for _ in range(40)]
     assert [shot.step for shot in later] == list(range(EVAL_EVERY + 6, EVAL_EVERY + 46))
     assert all(math.isfinite(shot.task_loss) for shot in later)
@@ -796,7 +802,7 @@ def test_looking_ahead_adds_weight_times_its_mean_loss_to_what_is_trained():
     expected = torch.autograd.grad(whole, list(engine.model.parameters()))
     seen = {}
     engine.task.batch = plain.task.batch = lambda generator: batch
-    engine.optimizer.step = lambda: seen.update({p: p.grad.clone() for p in engine.model.parameters()})
+    engine.runs[0].optimizer.step = lambda rate: seen.update({p: p.grad.clone() for p in engine.model.parameters()})
     shot, without = engine.step(knobs), plain.step(knobs)
     for parameter, gradient in zip(engine.model.parameters(), expected, strict=True):
         torch.testing.assert_close(seen[parameter], gradient, rtol=1e-4, atol=1e-7)
@@ -989,3 +995,36 @@ def test_recorded_runs_differ_from_one_another():
         golden.RUNS
     )
     assert all(recipe.device == "cpu" for recipe, _ in golden.RUNS.values())
+
+
+# --- descending ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_descends_as_with_the_librarys_own_optimizer():
+    """To the bit, with a weight that has no gradient among them."""
+    random = torch.Generator().manual_seed(0)
+    start = [torch.randn(*shape, generator=random) for shape in ((3, 5), (7,), (2, 2))]
+    ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
+    own = AdamW(ours)
+    reference = torch.optim.AdamW(theirs, lr=0.0, betas=(0.9, 0.99), fused=True)
+    for number in range(30):
+        for one, other in zip(ours[:2], theirs[:2], strict=True):
+            one.grad = torch.randn(one.shape, generator=random)
+            other.grad = one.grad.clone()
+        own.step(0.01 / (1 + number))
+        reference.param_groups[0]["lr"] = 0.01 / (1 + number)
+        reference.step()
+    for one, other, moments in zip(ours, theirs, own.moments, strict=True):
+        assert torch.equal(one, other)
+        for name, value in reference.state.get(other, {}).items():
+            assert torch.equal(moments[name], value)
+
+
+def test_training_does_not_load_torchs_compiler():
+    """It would take as long as torch itself, in every process that trains and before a visitor's first step."""
+    lines = (
+        "import sys; from moeviz import Engine, Knobs, Recipe; "
+        "Engine(Recipe(device='cpu'), Knobs(alpha=0.1, probe_every=1)).step(Knobs(alpha=0.1, probe_every=1)); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", lines], cwd=ROOT).returncode == 0

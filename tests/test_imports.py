@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import from its own floor and the floors below. A package speaks for the modules in it.
 FLOORS = [
     {"moeviz.strategies", "moeviz.config", "moeviz.snapshot", "moeviz.paired"},
-    {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts"},
+    {"moeviz.routing", "moeviz.capacity", "moeviz.balance", "moeviz.metrics", "moeviz.experts", "moeviz.adamw"},
     {"moeviz.together", "moeviz.presets"},
     {"moeviz.params", "moeviz.forks"},
     {"moeviz.model", "moeviz.probe", "moeviz.truth", "moeviz.tasks", "moeviz.export", "moeviz.sweep", "moeviz.receipt"},
@@ -59,6 +59,7 @@ ENGINE_SIDE = (
     "probe",
     "truth",
     "tasks",
+    "adamw",
     "training",
     "engine",
     "machine",
