@@ -17,6 +17,20 @@ settings.register_profile("mutants", settings.get_profile("moeviz"), phases=(Pha
 settings.load_profile("moeviz")
 
 
+# Files that take longest, in this order before all others, so that two processes end together.
+LONGEST_FIRST = (
+    *("test_browser", "test_browser_server", "test_browser_visits", "test_browser_charts", "test_receipts_host"),
+    *("test_stacking", "test_host_twins", "test_fuzz", "test_outbound", "test_browser_compare", "test_browser_twins"),
+    *("test_browser_sweep", "test_survival", "test_engine", "test_pages", "test_browser_replay", "test_receipt"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 def pytest_runtest_setup(item):
     """What this machine cannot promise is not expected of it, and said."""
     if item.get_closest_marker("exact"):

@@ -69,7 +69,7 @@ class StandInRun:
         self.status, self.message, self.notice, self.playing = "ready", "", "", False
         self.catching_up = None
         self.checks = 0
-        self._begin([{}, *twins])
+        self._begin(self._family([{}, *twins]))
 
     # --- what the routes ask ---
 
@@ -114,8 +114,12 @@ class StandInRun:
             twin.labels.append((twin.version, label))
 
     def reset(self) -> None:
+        kept = [twin for twin in self.twins if twin.since == 0]
         self.epoch += 1
-        self._begin([twin.changes for twin in self.twins])
+        twins = self._family([twin.changes for twin in kept])
+        for twin, before in zip(twins, kept, strict=True):
+            twin.id, twin.name = before.id, before.name
+        self._begin(twins)
 
     def add_twin(self, changes: dict[str, Any], parent: int = 0, since: int = 0) -> None:
         twin = self._twin(self.twins, changes, parent, since)
@@ -129,15 +133,18 @@ class StandInRun:
         self.schedule = [{who: knobs for who, knobs in step.items() if who != number} for step in self.schedule]
         self._again([twin for twin in self.twins if twin.id != number])
 
-    def _begin(self, changes_R: Sequence[dict[str, Any]]) -> None:
+    def _begin(self, twins: list[StandInTwin]) -> None:
         self.schedule: list[dict[int, Knobs]] = []  # of every step so far
         self.identities = None
-        twins: list[StandInTwin] = []
-        for changes in changes_R:
-            twins.append(self._twin(twins, changes, 0, 0))
         self.twins = twins
         self.group = Group(self.recipe, {twin.id: twin.knobs for twin in twins})
         self._record(self.group.observe())
+
+    def _family(self, changes_R: Sequence[dict[str, Any]]) -> list[StandInTwin]:
+        twins: list[StandInTwin] = []
+        for changes in changes_R:
+            twins.append(self._twin(twins, changes, 0, 0))
+        return twins
 
     def _twin(self, others: Sequence[StandInTwin], changes: dict[str, Any], parent: int, since: int) -> StandInTwin:
         knobs, number = replace(self.knobs, **changes), self.ids

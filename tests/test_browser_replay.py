@@ -16,7 +16,7 @@ from moeviz import export
 from moeviz.config import Knobs, Recipe
 from moeviz.live import replay
 from tests import browsing
-from tests.browsing import SECOND, STATES, button, fixed, look, watched_pages
+from tests.browsing import PAGES, SECOND, button, fixed, look, watched_pages
 from tests.test_live import make_rows
 from tests.test_replay import HOSTILE, told_in
 
@@ -63,13 +63,13 @@ def shared(browser, recorded, tmp_path_factory):
     other = replay.Recorded(Recipe(), Knobs(), recorded.rows[:80], name="B", note="u 0.003 → 0.1")
     content = replay.html([recorded, other], title="A run", date="2026-11-22", receipt="hash 1234")
     with watched_pages(browser, "replay") as watch:
-        yield opened_from(tmp_path_factory.mktemp("replay") / "shared.html", content, watch), watch.states
+        yield opened_from(tmp_path_factory.mktemp("replay") / "shared.html", content, watch), watch
 
 
 @pytest.fixture
 def page(shared, request):
     """The shared page as it is at its beginning."""
-    page, request.node.stash[STATES] = shared
+    page, request.node.stash[PAGES] = shared
     page.evaluate("document.activeElement.blur()")
     if look(page, "playing"):
         page.keyboard.press("Space")

@@ -347,6 +347,7 @@ def test_states_of_the_past_go_with_their_beginning_and_their_run(host: Host) ->
     run_to(run, 5)
     run.keep()
     wait_until(lambda: not list(folder.glob(f"{name}.1.*.past")))  # those of the last beginning go
+    wait_until(lambda: list(folder.glob(f"{name}.2.*.past")))
     run.close()
     assert list(folder.glob(f"{name}.*.past")) == []
 

@@ -22,7 +22,7 @@ from streamlit.testing.v1 import AppTest
 
 from moeviz import balance, metrics, presets, routing
 from moeviz.config import BALANCING, KNOB_FIELDS, RECIPE_FIELDS, Knobs, Recipe
-from moeviz.ui import fields, hosting, session, source
+from moeviz.ui import controls, fields, hosting, session, source
 
 APP = str(Path(__file__).parents[1] / "app.py")
 
@@ -574,3 +574,11 @@ def test_a_browser_that_is_late_brings_no_preset_back(monkeypatch):
     monkeypatch.setattr(session, "STALE_SECONDS", 0.0)  # later, the same is a choice
     at.selectbox(key="preset_choice").set_value("loss_free").run()
     assert run_of(at).knobs == presets.preset("loss_free").knobs
+
+
+@pytest.mark.parametrize("menu", ["preset", "balancing"])
+def test_a_menu_whose_choice_is_no_longer_offered_chooses_nothing(menu, monkeypatch):
+    """Of a choice that went meanwhile the browser brings the words that stood there."""
+    monkeypatch.setattr(session, "chosen", lambda name: "Custom")
+    monkeypatch.setattr(session, f"choose_{menu}", lambda name: pytest.fail(f"chose {name}"))
+    getattr(controls, f"_choose_{menu}")()

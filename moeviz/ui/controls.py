@@ -70,7 +70,7 @@ def _preset(knobs: Knobs) -> None:
 
 
 def _choose_preset() -> None:
-    if (name := session.chosen("preset_choice")) not in (None, CUSTOM):
+    if (name := session.chosen("preset_choice")) in presets.PRESETS:
         session.choose_preset(name)
 
 
@@ -117,7 +117,7 @@ def _loss_in_the_open(knobs: Knobs) -> str | None:
 
 
 def _choose_balancing() -> None:
-    if (name := session.chosen("balancing_choice")) not in (None, CUSTOM):
+    if (name := session.chosen("balancing_choice")) in BALANCING:
         session.choose_balancing(name)
 
 
