@@ -31,7 +31,6 @@ TESTS = [
     "test_stacking.py::test_the_instructions_asked_for_are_those_in_use",
     "test_twins.py::test_any_twins_are_to_the_bit_the_same_runs_alone",
     "test_twins.py::test_each_twin_is_to_the_bit_the_same_run_alone[groups and drops-skills]",
-    "test_twins.py::test_each_twin_is_to_the_bit_the_same_run_alone[rules-text]",
     "test_checkpoint.py::test_a_twin_of_a_file_goes_on_alone",
     "test_checkpoint.py::test_a_run_becomes_twins",
     "test_sweep.py::test_a_cell_is_to_the_bit_the_same_run_alone[u]",

@@ -150,7 +150,7 @@ def test_a_run_that_is_gone_is_said_and_its_settings_begin_anew(host: Host) -> N
 
 
 def test_without_a_token_the_earlier_run_is_offered(host: Host) -> None:
-    _, run = visited(host, steps=1234, gating="softmax", num_experts="8")
+    _, run = visited(host, steps=1234, speed="max", gating="softmax", num_experts="8")
     run._touched -= 300.0
     at = open_page()
     fresh = run_of(host, at)
