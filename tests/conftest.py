@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from xdist.scheduler import LoadFileScheduling
 
 pytest_plugins = ("tests.browsing",)  # its fixtures
 settings.register_profile(
@@ -17,18 +18,30 @@ settings.register_profile("mutants", settings.get_profile("moeviz"), phases=(Pha
 settings.load_profile("moeviz")
 
 
-# Files that take longest, in this order before all others, so that two processes end together.
-LONGEST_FIRST = (
-    *("test_browser", "test_browser_server", "test_browser_visits", "test_browser_charts", "test_receipts_host"),
-    *("test_stacking", "test_host_twins", "test_fuzz", "test_outbound", "test_browser_compare", "test_browser_twins"),
-    *("test_browser_sweep", "test_survival", "test_engine", "test_pages", "test_browser_replay", "test_receipt"),
-)
+class OneBrowser(LoadFileScheduling):
+    """A file never in two processes, and all files with a browser in one: they share a server and a Chromium, and two
+    pages on two cores would slow each other."""
+
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "browser" if file.rpartition("/")[2].startswith(BROWSER_FILES) else file
+
+
+BROWSER_FILES = ("test_browser", "test_outbound")
+# Begun in this order before all others, so that two processes end together; each is given two at first.
+FIRST = ("test_browser", "test_outbound", "test_stacking", "test_docs", "test_fuzz", "test_survival", "test_twins")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return OneBrowser(config, log)
 
 
 def pytest_collection_modifyitems(items):
     """Long files first."""
-    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    items.sort(
+        key=lambda item: next((n for n, name in enumerate(FIRST) if item.path.stem.startswith(name)), len(FIRST))
+    )
 
 
 def pytest_runtest_setup(item):
