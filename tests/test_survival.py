@@ -279,15 +279,16 @@ def test_a_run_whose_workers_cannot_start_is_starting_and_the_log_says_why(
     assert "there_is_no_such_engine" in capfd.readouterr().err
 
 
-def test_a_host_that_is_shut_down_while_it_minds_its_dead_ends_without_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when the last line of a test or of a server comes between the keeper's look and its start of a process."""
+def test_a_host_that_is_shut_down_while_it_minds_its_dead_ends_without_a_fault() -> None:
+    """As when the end of a server comes between its keeper's look and its start of a process."""
+    host = Host(1, limits=Limits(pause_after=0.01))
 
-    def too_late(host: Host) -> None:
+    def too_late() -> None:
         host._closing.set()
         host._start()
 
-    monkeypatch.setattr(Host, "_mind_the_dead", too_late)
-    Host(1, limits=Limits(pause_after=0.01))._keep_order()
+    host._mind_the_dead = too_late
+    host._keep_order()
 
 
 def test_a_run_put_aside_while_it_trains_has_no_gap(host: Host) -> None:
