@@ -60,7 +60,8 @@ class Weights:
             layer = MoELayer(Recipe(num_experts=E, d_model=d, d_expert=width // 2))
         for name in ("centroids_Ed", "w_in_Ed2H", "w_out_EHd"):
             delattr(layer, name)  # a leaf seen as a stack of one is no parameter
-            setattr(layer, name, getattr(self, name)[None])
+            with torch.enable_grad():  # whoever asks first may only want to see what comes out
+                setattr(layer, name, getattr(self, name)[None])
         return layer
 
 
