@@ -28,6 +28,7 @@ FLAGS = [
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 SECOND = 1000
+VIEWPORT = {"width": 1280, "height": 800}
 LOOKS = 50  # milliseconds between two; the default, each frame, has the browser make frames
 # What a page logs whose server ended and came back: nothing answers, then nobody knows its run.
 RESTARTED = "ERR_CONNECTION_REFUSED|server endpoint|server is not responding|disconnected from server|status of 404"
@@ -121,8 +122,50 @@ def browser():
         pytest.skip(reason)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
+        yield Browser(browser)
         browser.close()
+
+
+class Browser:
+    """Chromium, whose pages are used again: the next address opens in a third of the time, since the process of a page
+    that was open has the scripts compiled. It finds no cookies and nothing stored."""
+
+    def __init__(self, browser):
+        self._browser, self._resting = browser, []
+
+    def new_page(self, own=False, **options):
+        """A page in a context of its own; `own`: a new one, that may be given back all the same."""
+        if self._resting and not own and not options:
+            return self._resting.pop()
+        page = self._browser.new_context(**{"viewport": VIEWPORT} | options).new_page()
+        page.set_default_timeout(120 * SECOND)
+        page.again = not own and not options
+        return page
+
+    def take_back(self, page):
+        """Nothing is left of what a test did; what cannot be undone, such as a script for every page, needs `own`."""
+        try:
+            if page.again and not page.is_closed():
+                self._clear(page)
+                self._resting.append(page)
+                return
+        except Error:  # a page that a failure left without an answer
+            pass
+        page.context.close()
+
+    def _clear(self, page):
+        for other in page.context.pages:
+            if other is not page:
+                other.close()
+        page.unroute_all(behavior="ignoreErrors")
+        page.mouse.move(0, 0)
+        with suppress(Error):  # not so where a server was gone before anything was there
+            page.evaluate("localStorage.clear(); sessionStorage.clear()")
+        page.goto("about:blank")
+        page.context.clear_cookies()
+        page.context.clear_permissions()
+        page.set_viewport_size(VIEWPORT)
+        page.emulate_media(media="null", color_scheme="null", reduced_motion="null", forced_colors="null")
 
 
 @pytest.fixture(autouse=True)
@@ -140,13 +183,14 @@ def _no_loop_of_the_browsers(request):
 
 @contextmanager
 def watched_pages(browser, name):
-    """Gives empty pages, each in a context of its own. It is a fault if one logs an error or asks beyond its home.
+    """Gives empty pages, each in a context that it shares with no other, new if it is to be its `own`. It is a fault if
+    one logs an error or asks beyond its home.
 
     Home is an address, with all that is below it, or a file alone. `forgiven` is an expression for the messages that
     a test itself provokes, `forgive` takes another from then on; nothing forgives an exception on a page. Each page
     that is open at the end is pictured where something failed.
     """
-    faults, pages, later = [], [], []
+    faults, pages, later, ends = [], [], [], ExitStack()
 
     def open_page(home, logged=("error",), forgiven="(?!)", **options):
         def noticed(message):
@@ -161,12 +205,12 @@ def watched_pages(browser, name):
             if not there and not request.url.startswith(("data:", "blob:")):
                 faults.append(f"asked {request.url}")
 
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}} | options)
-        context.on("weberror", lambda error: faults.append(f"error on the page: {error.error}"))
-        context.on("console", noticed)
-        context.on("request", asked)
-        page = context.new_page()
-        page.set_default_timeout(120 * SECOND)
+        page = browser.new_page(**options)
+        heard = {"weberror": lambda error: faults.append(f"error on the page: {error.error}")}
+        heard |= {"console": noticed, "request": asked}
+        for event, hear in heard.items():
+            page.context.on(event, hear)
+            ends.callback(page.context.remove_listener, event, hear)
         pages.append(page)
         return page
 
@@ -189,7 +233,8 @@ def watched_pages(browser, name):
         if faults:
             picture()
         for page in pages:
-            page.context.close()
+            browser.take_back(page)
+        ends.close()
     assert not faults, "\n".join(faults)
 
 

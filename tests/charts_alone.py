@@ -7,6 +7,7 @@ a page opens at once, and a run stands at the step where a test wants it.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from streamlit.web.server.starlette.starlette_app import create_streamlit_middle
 from moeviz.config import Knobs, Recipe
 from moeviz.live import component
 from moeviz.live.routes import routes
-from tests.browsing import drawn, free_port, until
+from tests.browsing import drawn, until
 from tests.stand_in_twins import StandInRun
 
 PAGE = """<!doctype html>
@@ -72,12 +73,12 @@ def serving_pages() -> Iterator[str]:
         Route("/loader.js", lambda request: Response(component.LOADER, media_type="text/javascript")),
     ]
     app = Starlette(routes=[*own, *routes(lambda: RUNS)], middleware=create_streamlit_middleware())
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", ws="none", lifespan="off"))
-    thread = threading.Thread(target=server.run)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="off"))
+    home = socket.create_server(("127.0.0.1", 0))  # who comes before the server is up waits
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [home]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{port}/"
+        yield f"http://127.0.0.1:{home.getsockname()[1]}/"
     finally:
         server.should_exit = True
         thread.join()

@@ -148,7 +148,7 @@ def a_zoom_survives_updates_and_pointing_marks_a_step(page):
 
 
 def test_data_is_painted_before_plotly_comes_and_stays_where_it_is(watch, address):
-    page = watch(address)
+    page = watch(address, own=True)  # one that has not read Plotly.js before
     held = []
     page.route("**/plotly.min.js*", lambda route: held.append(route))
     page.goto(address + "?seed=3")

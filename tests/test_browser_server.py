@@ -88,7 +88,7 @@ class Script:
 
 def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(watch, address):
     """The script brings the same value, and a write that comes after it is not needed: here the script is late."""
-    page = watch(address)
+    page = watch(address, own=True)
     script = Script(page)
     page.goto(address + "?preset=loss_free&speed=1/s")
     until(page, READY)
@@ -124,7 +124,7 @@ def test_a_slider_writes_to_the_run_and_leaves_one_mark_for_each_move(watch, add
 
 
 def test_a_write_that_fails_is_made_good_by_the_page(watch, address):
-    page = watch(address)
+    page = watch(address, own=True)
     page.add_init_script(REFUSE)
     page.goto(address + "?preset=loss_free&speed=1/s")
     until(page, READY)
@@ -163,7 +163,7 @@ def test_slow_drawing_lowers_the_rate(watch, alone):
     """Of all charts together, on a clock that goes on with what they draw, and otherwise when it is told."""
     training = new_run(step=10)
     training.playing = True
-    page = watch(alone)
+    page = watch(alone, own=True)
     page.clock.install()
     page.goto(alone)
     mount(page, training)

@@ -34,7 +34,7 @@ def running(page, step=30):
 
 
 def test_a_browser_finds_its_run_again_and_another_gets_only_the_settings(new_page, watch, address):
-    page = new_page("?seed=3&gating=softmax")
+    page = new_page("?seed=3&gating=softmax", own=True)  # with no page to go back to
     token = running(page)
     assert f"run={token}" in page.url
     assert "seed=3" in page.url

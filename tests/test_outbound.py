@@ -160,7 +160,7 @@ def test_a_whole_visit_asks_nobody_but_this_machine(watched, watch, tmp_path):
     book = tmp_path / "book.txt"
     book.write_bytes(b"It was a bright cold day in April. " * 100)
     with serving(listen=None, env=environment) as address:  # for everybody in the network, as the README's command does
-        page = watch(address)
+        page = watch(address, own=True)  # that has nothing in memory
         page.goto(address)
         until(page, "m && m.drawn > 0")
         run(page, 40)
