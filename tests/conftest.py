@@ -15,6 +15,8 @@ settings.register_profile(
 )
 # `make mutants`: the same examples, but a mutant is dead as soon as one example fails; nobody reads the smallest one.
 settings.register_profile("mutants", settings.get_profile("moeviz"), phases=(Phase.explicit, Phase.generate))
+# The same again in another process, on other kernels.
+settings.register_profile("brief", settings.get_profile("moeviz"), max_examples=8)
 settings.load_profile("moeviz")
 
 

@@ -35,6 +35,7 @@ TESTS = [
     "test_checkpoint.py::test_a_run_becomes_twins",
     "test_sweep.py::test_a_cell_is_to_the_bit_the_same_run_alone[u]",
 ]
+BRIEFLY = ["--hypothesis-profile=brief", "--assert=plain"]
 
 
 @pytest.mark.skipif(machine.kind("cpu")["algebra"] != "mkl", reason="promised of MKL; elsewhere it is found out")
@@ -47,7 +48,7 @@ def test_mkl_rounds_a_run_alike_whoever_is_beside_it():
 def test_it_holds_on_other_kernels_too(kernels):
     """The tests of exactness again, in a process of their own: which kernels compute is decided once per process."""
     name, value = kernels.split("=")
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *BRIEFLY, *TESTS]
     done = subprocess.run(
         command, cwd=Path(__file__).parent, env=os.environ | {name: value}, capture_output=True, text=True
     )
