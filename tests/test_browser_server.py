@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import urllib.request
 import zlib
 from contextlib import contextmanager
@@ -229,15 +230,15 @@ def test_what_the_server_has_to_say_is_shown_calmly(show):
 
 
 def test_a_page_outlives_a_restart_of_its_server(watch):
-    port = free_port()
+    port, one_worker = free_port(), os.environ | {"MOEVIZ_WORKERS": "1"}
     page = watch(f"http://127.0.0.1:{port}/", forgiven=RESTARTED)
-    with serving(port=port) as address:
+    with serving(port=port, env=one_worker) as address:
         page.goto(address + "?bias_rule=sign&u=0.01")
         until(page, READY)
         run(page, 10)
         token = look(page, "token")
     expect(notice(page)).to_have_text("The server does not answer; trying again.")
-    with serving(port=port):
+    with serving(port=port, env=one_worker):
         until(page, f"{READY} && m.token !== {token!r} && m.store.knobs && m.store.knobs.u === 0.01")
         expect(notice(page)).to_be_hidden()
         run(page, 10)
