@@ -8,8 +8,11 @@ cannot change unnoticed; moeviz/forks.py tells people.
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything is built from sizes; nothing may be fetched
@@ -17,12 +20,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is built from sizes; nothing ma
 import pytest
 import torch
 from torch import Tensor
-from transformers import DeepseekV2Config, DeepseekV3Config, MixtralConfig, OlmoeConfig, Qwen3MoeConfig
-from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Moe
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
-from transformers.models.olmoe.modeling_olmoe import OlmoeSparseMoeBlock
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from moeviz.balance import added_loss, batch_loss
 from moeviz.config import Knobs
@@ -41,36 +38,47 @@ EPS_BF16 = 2**-8  # half a step of a bfloat16, relative
 class Case:
     """One of their blocks, and the knobs that should do the same as its router."""
 
-    block: type
-    config: Any
+    block: Callable[[], Any]
     knobs: Knobs
     bias: tuple[float, float] = (0.0, 0.0)  # from the lowest to the highest expert's bias, shuffled
     gates_in_model_dtype: bool = False  # they round the gates to the model's dtype; ours stay in float32
 
 
-def v3(**changes) -> DeepseekV3Config:
+def modeling(model: str) -> ModuleType:
+    """Their code of a model. It is read when a test asks for it: all test processes collect this file, one runs it."""
+    return importlib.import_module(f"transformers.models.{model}.modeling_{model}")
+
+
+def block(model: str, name: str, config: str, **sizes) -> Callable[[], Any]:
+    """Makes one of their blocks."""
+    return lambda: getattr(modeling(model), name)(getattr(modeling(model), config)(**sizes))
+
+
+def v3(**changes) -> Callable[[], Any]:
     sizes = {"hidden_size": D, "moe_intermediate_size": H, "n_routed_experts": E, "n_shared_experts": 1}
     choice = {"num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5}
-    return DeepseekV3Config(**(sizes | choice | changes))
+    return block("deepseek_v3", "DeepseekV3MoE", "DeepseekV3Config", **(sizes | choice | changes))
 
 
-def v2(**changes) -> DeepseekV2Config:
+def v2(**changes) -> Callable[[], Any]:
     sizes = {"hidden_size": D, "num_attention_heads": 2, "moe_intermediate_size": H, "n_routed_experts": E}
     choice = {"num_experts_per_tok": 3, "n_shared_experts": 2, "routed_scaling_factor": 16.0}
-    return DeepseekV2Config(**(sizes | choice | changes))
+    return block("deepseek_v2", "DeepseekV2Moe", "DeepseekV2Config", **(sizes | choice | changes))
 
 
-def mixtral(**changes) -> MixtralConfig:
-    return MixtralConfig(**({"hidden_size": D, "intermediate_size": H, "num_local_experts": E} | changes))
+def mixtral(**changes) -> Callable[[], Any]:
+    sizes = {"hidden_size": D, "intermediate_size": H, "num_local_experts": E}
+    return block("mixtral", "MixtralSparseMoeBlock", "MixtralConfig", **(sizes | changes))
 
 
-def olmoe(norm: bool) -> OlmoeConfig:
-    return OlmoeConfig(hidden_size=D, intermediate_size=H, num_experts=E, num_experts_per_tok=4, norm_topk_prob=norm)
+def olmoe(norm: bool) -> Callable[[], Any]:
+    sizes = {"hidden_size": D, "intermediate_size": H, "num_experts": E, "num_experts_per_tok": 4}
+    return block("olmoe", "OlmoeSparseMoeBlock", "OlmoeConfig", **sizes, norm_topk_prob=norm)
 
 
-def qwen3(norm: bool) -> Qwen3MoeConfig:
+def qwen3(norm: bool) -> Callable[[], Any]:
     sizes = {"hidden_size": D, "moe_intermediate_size": H, "num_experts": E, "num_experts_per_tok": 4}
-    return Qwen3MoeConfig(**sizes, norm_topk_prob=norm)
+    return block("qwen3_moe", "Qwen3MoeSparseMoeBlock", "Qwen3MoeConfig", **sizes, norm_topk_prob=norm)
 
 
 V3 = Knobs(gating="sigmoid", top_k=4, num_groups=4, groups_kept=2, group_score="top2", route_scale=2.5)
@@ -84,28 +92,22 @@ def _softmax(top_k: int, norm: bool) -> Knobs:
 
 
 CASES = {
-    "deepseek-v3": Case(DeepseekV3MoE, v3(), V3, bias=BIAS),
-    "deepseek-v3 very negative bias": Case(DeepseekV3MoE, v3(), V3, bias=(-3.0, -1.0)),
-    "deepseek-v3 without bias": Case(DeepseekV3MoE, v3(), V3),
-    "deepseek-v3 not normalised": Case(
-        DeepseekV3MoE, v3(norm_topk_prob=False), replace(V3, norm_topk=False), bias=BIAS
-    ),
-    "deepseek-v3 one group": Case(
-        DeepseekV3MoE, v3(n_group=1, topk_group=1), replace(V3, num_groups=1, groups_kept=1), bias=BIAS
-    ),
-    "deepseek-v3 one choice": Case(DeepseekV3MoE, v3(num_experts_per_tok=1), replace(V3, top_k=1), bias=BIAS),
-    "deepseek-v2 greedy": Case(DeepseekV2Moe, v2(topk_method="greedy"), V2),
+    "deepseek-v3": Case(v3(), V3, bias=BIAS),
+    "deepseek-v3 very negative bias": Case(v3(), V3, bias=(-3.0, -1.0)),
+    "deepseek-v3 without bias": Case(v3(), V3),
+    "deepseek-v3 not normalised": Case(v3(norm_topk_prob=False), replace(V3, norm_topk=False), bias=BIAS),
+    "deepseek-v3 one group": Case(v3(n_group=1, topk_group=1), replace(V3, num_groups=1, groups_kept=1), bias=BIAS),
+    "deepseek-v3 one choice": Case(v3(num_experts_per_tok=1), replace(V3, top_k=1), bias=BIAS),
+    "deepseek-v2 greedy": Case(v2(topk_method="greedy"), V2),
     "deepseek-v2 group limited": Case(
-        DeepseekV2Moe, v2(topk_method="group_limited_greedy", n_group=4, topk_group=2), replace(V2, **GROUPS)
+        v2(topk_method="group_limited_greedy", n_group=4, topk_group=2), replace(V2, **GROUPS)
     ),
-    "mixtral": Case(MixtralSparseMoeBlock, mixtral(), _softmax(2, norm=True)),
-    "mixtral one choice": Case(MixtralSparseMoeBlock, mixtral(num_experts_per_tok=1), _softmax(1, norm=True)),
-    "olmoe": Case(OlmoeSparseMoeBlock, olmoe(False), _softmax(4, norm=False), gates_in_model_dtype=True),
-    "olmoe normalised": Case(OlmoeSparseMoeBlock, olmoe(True), _softmax(4, norm=True), gates_in_model_dtype=True),
-    "qwen3": Case(Qwen3MoeSparseMoeBlock, qwen3(True), _softmax(4, norm=True), gates_in_model_dtype=True),
-    "qwen3 not normalised": Case(
-        Qwen3MoeSparseMoeBlock, qwen3(False), _softmax(4, norm=False), gates_in_model_dtype=True
-    ),
+    "mixtral": Case(mixtral(), _softmax(2, norm=True)),
+    "mixtral one choice": Case(mixtral(num_experts_per_tok=1), _softmax(1, norm=True)),
+    "olmoe": Case(olmoe(False), _softmax(4, norm=False), gates_in_model_dtype=True),
+    "olmoe normalised": Case(olmoe(True), _softmax(4, norm=True), gates_in_model_dtype=True),
+    "qwen3": Case(qwen3(True), _softmax(4, norm=True), gates_in_model_dtype=True),
+    "qwen3 not normalised": Case(qwen3(False), _softmax(4, norm=False), gates_in_model_dtype=True),
 }
 
 
@@ -124,7 +126,7 @@ class Theirs:
 def ask(case: Case, dtype: torch.dtype) -> Theirs:
     """Their block with random weights, asked in `dtype`."""
     draw = torch.Generator().manual_seed(0)
-    block = case.block(case.config)
+    block = case.block()
     for weight in block.parameters():
         weight.data = torch.randn(weight.shape, generator=draw) * D**-0.5
     block = block.to(dtype)
@@ -206,7 +208,7 @@ def test_their_balance_loss_is_k_times_ours_on_one_layer(top_k):
     """Theirs lacks the 1/K of f, so balance costs K and not 1."""
     logits_TE = torch.randn(T, E, generator=torch.Generator().manual_seed(top_k)) * 2
     routing = route(logits_TE, torch.zeros(E), _softmax(top_k, norm=True))
-    theirs = load_balancing_loss_func((logits_TE,), E, top_k)
+    theirs = modeling("mixtral").load_balancing_loss_func((logits_TE,), E, top_k)
     torch.testing.assert_close(theirs, top_k * batch_loss(routing, 1, Knobs()), rtol=1e-5, atol=0)
 
 
@@ -219,7 +221,7 @@ def test_their_balance_loss_pools_layers_and_ours_averages_them():
     layers = [to_first, to_second]
     routings = [route(logits, torch.zeros(2), _softmax(1, norm=True)) for logits in layers]
     ours = added_loss(routings, Knobs(alpha=1.0), 1)
-    theirs = load_balancing_loss_func(tuple(layers), 2, top_k=1)
+    theirs = modeling("mixtral").load_balancing_loss_func(tuple(layers), 2, top_k=1)
     assert float(ours) == pytest.approx(2, abs=1e-4)  # as bad as two experts can be
     assert float(theirs) == pytest.approx(1, abs=1e-4)  # as good as it gets
 
@@ -230,7 +232,7 @@ def test_on_random_layers_their_pooled_loss_is_the_product_of_means_and_ours_the
     routings = [route(logits, torch.zeros(E), _softmax(2, norm=True)) for logits in layers]
     f_LE = torch.stack([routing.load_E * E / (2 * 256) for routing in routings])
     P_LE = torch.stack([routing.scores_TE.mean(0) for routing in routings])
-    theirs = load_balancing_loss_func(tuple(layers), E, 2)
+    theirs = modeling("mixtral").load_balancing_loss_func(tuple(layers), E, 2)
     ours = added_loss(routings, Knobs(alpha=1.0), 1)
     torch.testing.assert_close(theirs, 2 * (f_LE.mean(0) * P_LE.mean(0)).sum(), rtol=1e-5, atol=0)
     torch.testing.assert_close(ours, (f_LE * P_LE).sum(-1).mean(), rtol=1e-5, atol=0)
@@ -241,8 +243,8 @@ def test_their_balance_loss_on_bfloat16_logits_rounds_the_probabilities_and_ours
     draw = torch.Generator().manual_seed(0)
     logits_TE = (torch.randn(T, E, generator=draw) + 2 * torch.randn(E, generator=draw)).bfloat16()
     ours = 2 * batch_loss(route(logits_TE, torch.zeros(E), _softmax(2, norm=True)), 1, Knobs())
-    exact = load_balancing_loss_func((logits_TE.float(),), E, 2)
-    rounded = load_balancing_loss_func((logits_TE,), E, 2)
+    exact = modeling("mixtral").load_balancing_loss_func((logits_TE.float(),), E, 2)
+    rounded = modeling("mixtral").load_balancing_loss_func((logits_TE,), E, 2)
     torch.testing.assert_close(ours, exact, rtol=1e-5, atol=0)
     assert 1e-5 < abs(rounded / exact - 1) < 1e-2
 
@@ -253,7 +255,7 @@ def test_deepseek_v2_masks_groups_with_0_and_can_leave_them_when_scores_underflo
     Every token has two experts, in two groups, that leave all other scores at exactly 0; K = 3 needs one of those.
     """
     case = CASES["deepseek-v2 group limited"]
-    gate = case.block(case.config).gate
+    gate = case.block().gate
     gate.weight.data = 400 * torch.eye(E, D)
     pairs = torch.tensor([(i, j) for i in range(E) for j in range(E) if i // 4 != j // 4])
     x_Td = torch.zeros(len(pairs), D).scatter(1, pairs, torch.tensor([1.0, 0.99]).expand(len(pairs), 2))
@@ -269,7 +271,7 @@ def test_deepseek_v2_masks_groups_with_0_and_can_leave_them_when_scores_underflo
 
 
 def test_deepseek_v2_never_normalises_whatever_its_config_says():
-    case = Case(DeepseekV2Moe, v2(topk_method="greedy", norm_topk_prob=True), V2)
+    case = Case(v2(topk_method="greedy", norm_topk_prob=True), V2)
     theirs = ask(case, torch.float32)
     ours = route(theirs.logits_TE, torch.zeros(E), V2)
     torch.testing.assert_close(theirs.gates_TK.sum(-1), ours.gates_TK.sum(-1), rtol=1e-6, atol=1e-6)
@@ -277,7 +279,7 @@ def test_deepseek_v2_never_normalises_whatever_its_config_says():
 
 
 def test_deepseek_v3_needs_two_experts_per_group_and_ours_takes_the_one_there_is():
-    case = Case(DeepseekV3MoE, v3(n_group=E, topk_group=8), replace(V3, num_groups=E, groups_kept=8))
+    case = Case(v3(n_group=E, topk_group=8), replace(V3, num_groups=E, groups_kept=8))
     with pytest.raises(RuntimeError, match="out of range"):
         ask(case, torch.float32)
     routing = route(torch.randn(5, E), torch.zeros(E), case.knobs)
@@ -316,7 +318,7 @@ def test_rounded_gates_no_longer_sum_to_one_and_ours_do(name):
 def test_affinities_that_underflow_give_finite_gates_on_both_sides():
     """1e-20 in the denominator: 0 / 1e-20 is 0, and 0 / 0 would be NaN."""
     case = CASES["deepseek-v3"]
-    gate = case.block(case.config).gate
+    gate = case.block().gate
     gate.weight.data = torch.full((E, D), -50.0)
     with torch.no_grad():
         logits_TE, their_gates, _ = gate(torch.ones(3, D))
