@@ -739,6 +739,7 @@ def test_who_left_the_line_holds_nobody_up_and_keeps_the_place(host: Host, limit
     limit(max_runs=1)
     one, gone, here = crowd(host, 3)
     gone._touched -= 700.0  # longer than until it counts as unwatched, shorter than until it is released
+    host._mind_the_runs()  # somebody waits, but it takes nobody's place
     assert here.state().message.startswith("This server is full. Nobody is ahead of yours;")
     one.close()
     wait_until(lambda: here.state().status == "ready")

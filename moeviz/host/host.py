@@ -369,7 +369,8 @@ class Host:
         runs = list(self._runs.values())  # other threads add and remove
         for run in sorted(runs, key=lambda run: -run.idle_seconds):
             idle = run.idle_seconds
-            if idle >= self.limits.release_after or (crowded and idle >= self.limits.pause_after and self._crowded()):
+            in_the_way = crowded and run.token in self._admitted and idle >= self.limits.pause_after and self._crowded()
+            if idle >= self.limits.release_after or in_the_way:
                 run.put_aside()
                 continue
             run.hold_if_unwatched(self.limits.pause_after)
