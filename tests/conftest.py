@@ -30,7 +30,7 @@ class OneBrowser(LoadFileScheduling):
 
 
 BROWSER_FILES = ("test_browser", "test_outbound")
-# Begun in this order before all others, so that two processes end together; each is given two at first.
+# Begun in this order before all others, so that all processes end together; each is given two at first.
 FIRST = ("test_browser", "test_outbound", "test_stacking", "test_docs", "test_fuzz", "test_survival", "test_twins")
 
 
