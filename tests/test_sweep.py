@@ -446,6 +446,18 @@ def test_a_diverged_cell_is_reported_and_the_others_stay(monkeypatch, tmp_path):
     assert pyarrow.parquet.read_table(path)["value"].to_pylist() == [1e-3] * 5 + [3e-3] * 12
 
 
+def test_runs_stand_in_the_order_they_were_asked_for_whichever_was_done_first(monkeypatch, tmp_path):
+    train = farm.train
+    monkeypatch.setattr(farm, "train", lambda *given: (chunk for chunk in reversed([*train(*given)])))
+    path = tmp_path / "sweep.parquet"
+    told = json.loads(run("--vary", "u=3e-3,1e-3", "--seeds", 2, "--jobs", 1, "--out", path, "--json").stdout)
+    asked = [(0, 3e-3), (0, 1e-3), (1, 3e-3), (1, 1e-3)]
+    assert [(cell["seed"], cell["value"]) for cell in told["cells"]] == asked
+    table = pyarrow.parquet.read_table(path)
+    written = zip(table["seed"].to_pylist(), table["value"].to_pylist(), strict=True)
+    assert list(dict.fromkeys(written)) == asked
+
+
 def test_ctrl_c_keeps_the_runs_that_are_done_and_says_so(monkeypatch, tmp_path):
     train = farm.train
 
